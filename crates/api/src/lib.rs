@@ -1,0 +1,1 @@
+//! What a Kubernetes object is: kinds, schemas, codecs, patches, selectors; pure code.

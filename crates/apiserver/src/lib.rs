@@ -1,0 +1,1 @@
+//! The Kubernetes API over REST and gRPC; the only writer of cluster state.

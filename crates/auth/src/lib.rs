@@ -1,0 +1,1 @@
+//! Identity: certificates, tokens and who they stand for.

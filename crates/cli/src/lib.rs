@@ -1,0 +1,1 @@
+//! The ironclad command: the whole cluster in one process, and its client.

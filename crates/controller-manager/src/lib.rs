@@ -1,0 +1,1 @@
+//! All controllers, leader elected.

@@ -1,0 +1,1 @@
+//! What every process needs: config, telemetry, metrics, health, tasks, TLS, clock.

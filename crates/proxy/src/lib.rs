@@ -1,0 +1,1 @@
+//! Service virtual addresses on one node.

@@ -1,0 +1,1 @@
+//! Replicated key-value store that speaks etcd v3.

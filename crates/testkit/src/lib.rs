@@ -1,0 +1,1 @@
+//! Builders, golden cases and simulated machinery for tests.

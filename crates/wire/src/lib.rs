@@ -1,0 +1,10 @@
+//! Code generated from `proto/`: messages, clients and servers. No logic lives here.
+#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+
+/// The descriptors of every service, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ironclad.bin"));
+
+/// Our own object and node services (`proto/apiserver`).
+pub mod apiserver {
+    tonic::include_proto!("ironclad.api.v1");
+}

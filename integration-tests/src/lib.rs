@@ -1,0 +1,1 @@
+//! A cluster that tests can start, kill and look at.
