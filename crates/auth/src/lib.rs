@@ -1,1 +1,11 @@
-//! Identity: certificates, tokens and who they stand for.
+//! Identity: who a certificate or token stands for, and how the cluster makes them.
+//!
+//! [`pki`] is the cluster's own authority and the certificates it issues; [`token`] signs and checks
+//! service-account tokens and reads static token files; [`identity`] is the user that comes out of
+//! either. Nothing here decides what a user may do.
+
+pub mod identity;
+pub mod pki;
+pub mod token;
+
+pub use identity::User;

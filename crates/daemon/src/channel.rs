@@ -1,0 +1,62 @@
+//! How one daemon reaches another: a gRPC transport that is a TLS socket, or a call in memory.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, ServiceExt};
+
+use crate::tls::ClientTls;
+
+/// The error of a transport.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A transport for generated gRPC clients, whatever is behind it.
+pub type Channel = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A channel to `url` (`https://host:port`, or `http://` on loopback), made when first used and
+/// again whenever it breaks.
+///
+/// # Errors
+/// When the URL or the certificates cannot be used.
+pub fn connect(url: &str, tls: Option<&ClientTls>) -> anyhow::Result<Channel> {
+    let mut endpoint = Endpoint::from_shared(url.to_owned())
+        .with_context(|| format!("endpoint {url:?}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    if let Some(tls) = tls {
+        let mut config =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(tls.ca.as_bytes()));
+        if let Some((cert, key)) = &tls.identity {
+            config = config.identity(Identity::from_pem(cert.as_bytes(), key.as_bytes()));
+        }
+        if let Some(name) = &tls.server_name {
+            config = config.domain_name(name.clone());
+        }
+        endpoint = endpoint.tls_config(config).with_context(|| format!("TLS towards {url}"))?;
+    }
+    let channel = ServiceBuilder::new().map_err(BoxError::from).service(endpoint.connect_lazy());
+    Ok(BoxCloneSyncService::new(channel))
+}
+
+/// A channel that calls `routes` directly, with `caller` as an extension of every request.
+pub fn in_memory<E>(routes: tonic::service::Routes, caller: E) -> Channel
+where
+    E: Clone + Send + Sync + 'static,
+{
+    let service = routes
+        .map_request(move |mut request: Request<Body>| {
+            request.extensions_mut().insert(caller.clone());
+            request
+        })
+        .map_err(BoxError::from);
+    BoxCloneSyncService::new(service)
+}
