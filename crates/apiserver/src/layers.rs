@@ -1,0 +1,5 @@
+//! What every request passes before the registry: who asks, and whether they may.
+
+pub(crate) mod authenticate;
+pub(crate) mod authorize;
+pub(crate) mod rbac;
