@@ -1,0 +1,62 @@
+//! Rows of admission configuration.
+
+use super::{Generation, RW, Row};
+
+pub(super) const ROWS: &[Row] = &[
+    Row::cluster(
+        "io.k8s.api.admissionregistration.v1",
+        ("admissionregistration.k8s.io", "v1"),
+        "MutatingAdmissionPolicy",
+        "mutatingadmissionpolicies",
+        "mutatingadmissionpolicy",
+    )
+    .categories(&["api-extensions"])
+    .generation(Generation::Spec),
+    Row::cluster(
+        "io.k8s.api.admissionregistration.v1",
+        ("admissionregistration.k8s.io", "v1"),
+        "MutatingAdmissionPolicyBinding",
+        "mutatingadmissionpolicybindings",
+        "mutatingadmissionpolicybinding",
+    )
+    .categories(&["api-extensions"])
+    .generation(Generation::Spec),
+    Row::cluster(
+        "io.k8s.api.admissionregistration.v1",
+        ("admissionregistration.k8s.io", "v1"),
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+        "mutatingwebhookconfiguration",
+    )
+    .categories(&["api-extensions"])
+    .generation(Generation::Spec),
+    Row::cluster(
+        "io.k8s.api.admissionregistration.v1",
+        ("admissionregistration.k8s.io", "v1"),
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicy",
+    )
+    .categories(&["api-extensions"])
+    .sub(&[("status", "ValidatingAdmissionPolicy", RW)])
+    .status()
+    .generation(Generation::Spec),
+    Row::cluster(
+        "io.k8s.api.admissionregistration.v1",
+        ("admissionregistration.k8s.io", "v1"),
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+        "validatingadmissionpolicybinding",
+    )
+    .categories(&["api-extensions"])
+    .generation(Generation::Spec),
+    Row::cluster(
+        "io.k8s.api.admissionregistration.v1",
+        ("admissionregistration.k8s.io", "v1"),
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+        "validatingwebhookconfiguration",
+    )
+    .categories(&["api-extensions"])
+    .generation(Generation::Spec),
+];

@@ -1,0 +1,17 @@
+//! The row of custom resource definitions.
+
+use super::{Generation, RW, Row};
+
+pub(super) const ROWS: &[Row] = &[Row::cluster(
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1",
+    ("apiextensions.k8s.io", "v1"),
+    "CustomResourceDefinition",
+    "customresourcedefinitions",
+    "customresourcedefinition",
+)
+.short(&["crd", "crds"])
+.categories(&["api-extensions"])
+.sub(&[("status", "CustomResourceDefinition", RW)])
+.status()
+.prefix("apiextensions.k8s.io/customresourcedefinitions")
+.generation(Generation::Spec)];

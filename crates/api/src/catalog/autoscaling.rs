@@ -1,0 +1,28 @@
+//! Rows of autoscaling.
+
+use super::{RW, Row};
+
+pub(super) const ROWS: &[Row] = &[
+    Row::namespaced(
+        "io.k8s.api.autoscaling.v2",
+        ("autoscaling", "v2"),
+        "HorizontalPodAutoscaler",
+        "horizontalpodautoscalers",
+        "horizontalpodautoscaler",
+    )
+    .short(&["hpa"])
+    .categories(&["all"])
+    .sub(&[("status", "HorizontalPodAutoscaler", RW)])
+    .status(),
+    Row::namespaced(
+        "io.k8s.api.autoscaling.v1",
+        ("autoscaling", "v1"),
+        "HorizontalPodAutoscaler",
+        "horizontalpodautoscalers",
+        "horizontalpodautoscaler",
+    )
+    .short(&["hpa"])
+    .categories(&["all"])
+    .sub(&[("status", "HorizontalPodAutoscaler", RW)])
+    .status(),
+];

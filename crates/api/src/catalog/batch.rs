@@ -1,0 +1,18 @@
+//! Rows of batch.
+
+use super::{Generation, RW, Row};
+
+pub(super) const ROWS: &[Row] = &[
+    Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "CronJob", "cronjobs", "cronjob")
+        .short(&["cj"])
+        .categories(&["all"])
+        .sub(&[("status", "CronJob", RW)])
+        .status()
+        .generation(Generation::Spec),
+    Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
+        .categories(&["all"])
+        .sub(&[("status", "Job", RW)])
+        .status()
+        .selectable(&[("status.successful", "status.succeeded")])
+        .generation(Generation::Spec),
+];

@@ -1,0 +1,150 @@
+//! Rows of the core group.
+
+use super::{Generation, NameRule, RW, Row};
+
+pub(super) const ROWS: &[Row] = &[
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Binding", "bindings", "binding").transient(),
+    Row::cluster(
+        "io.k8s.api.core.v1",
+        ("", "v1"),
+        "ComponentStatus",
+        "componentstatuses",
+        "componentstatus",
+    )
+    .short(&["cs"])
+    .verbs(&["get", "list"]),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ConfigMap", "configmaps", "configmap")
+        .short(&["cm"]),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Endpoints", "endpoints", "endpoints")
+        .short(&["ep"])
+        .prefix("services/endpoints"),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Event", "events", "event")
+        .short(&["ev"])
+        .selectable(&[
+            ("involvedObject.apiVersion", ""),
+            ("involvedObject.fieldPath", ""),
+            ("involvedObject.kind", ""),
+            ("involvedObject.name", ""),
+            ("involvedObject.namespace", ""),
+            ("involvedObject.resourceVersion", ""),
+            ("involvedObject.uid", ""),
+            ("reason", ""),
+            ("reportingComponent", ""),
+            ("source", "source.component|reportingComponent"),
+            ("type", ""),
+        ]),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "LimitRange", "limitranges", "limitrange")
+        .short(&["limits"]),
+    Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Namespace", "namespaces", "namespace")
+        .short(&["ns"])
+        .verbs(&["create", "delete", "get", "list", "patch", "update", "watch"])
+        .sub(&[("finalize", "Namespace", &["update"]), ("status", "Namespace", RW)])
+        .status()
+        .selectable(&[("status.phase", "")])
+        .names(NameRule::Label),
+    Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Node", "nodes", "node")
+        .short(&["no"])
+        .sub(&[
+            ("proxy", "NodeProxyOptions", &["create", "delete", "get", "patch", "update"]),
+            ("status", "Node", RW),
+        ])
+        .status()
+        .prefix("minions")
+        .selectable(&[("spec.unschedulable", "")]),
+    Row::namespaced(
+        "io.k8s.api.core.v1",
+        ("", "v1"),
+        "PersistentVolumeClaim",
+        "persistentvolumeclaims",
+        "persistentvolumeclaim",
+    )
+    .short(&["pvc"])
+    .sub(&[("status", "PersistentVolumeClaim", RW)])
+    .status(),
+    Row::cluster(
+        "io.k8s.api.core.v1",
+        ("", "v1"),
+        "PersistentVolume",
+        "persistentvolumes",
+        "persistentvolume",
+    )
+    .short(&["pv"])
+    .sub(&[("status", "PersistentVolume", RW)])
+    .status(),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Pod", "pods", "pod")
+        .short(&["po"])
+        .categories(&["all"])
+        .sub(&[
+            ("attach", "PodAttachOptions", &["create", "get"]),
+            ("binding", "Binding", &["create"]),
+            ("ephemeralcontainers", "Pod", RW),
+            ("eviction", "policy/v1/Eviction", &["create"]),
+            ("exec", "PodExecOptions", &["create", "get"]),
+            ("log", "Pod", &["get"]),
+            ("portforward", "PodPortForwardOptions", &["create", "get"]),
+            ("proxy", "PodProxyOptions", &["create", "delete", "get", "patch", "update"]),
+            ("resize", "Pod", RW),
+            ("status", "Pod", RW),
+        ])
+        .status()
+        .selectable(&[
+            ("spec.host", "spec.nodeName"),
+            ("spec.hostNetwork", ""),
+            ("spec.nodeName", ""),
+            ("spec.restartPolicy", ""),
+            ("spec.schedulerName", ""),
+            ("spec.serviceAccountName", ""),
+            ("status.nominatedNodeName", ""),
+            ("status.phase", ""),
+            ("status.podIP", ""),
+            ("status.podIPs", ""),
+        ])
+        .generation(Generation::Spec),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate"),
+    Row::namespaced(
+        "io.k8s.api.core.v1",
+        ("", "v1"),
+        "ReplicationController",
+        "replicationcontrollers",
+        "replicationcontroller",
+    )
+    .short(&["rc"])
+    .categories(&["all"])
+    .sub(&[("scale", "autoscaling/v1/Scale", RW), ("status", "ReplicationController", RW)])
+    .status()
+    .scale(".spec.replicas", ".status.replicas", ".spec.selector")
+    .prefix("controllers")
+    .selectable(&[("status.replicas", "")])
+    .generation(Generation::Spec),
+    Row::namespaced(
+        "io.k8s.api.core.v1",
+        ("", "v1"),
+        "ResourceQuota",
+        "resourcequotas",
+        "resourcequota",
+    )
+    .short(&["quota"])
+    .sub(&[("status", "ResourceQuota", RW)])
+    .status(),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Secret", "secrets", "secret")
+        .selectable(&[("type", "")]),
+    Row::namespaced(
+        "io.k8s.api.core.v1",
+        ("", "v1"),
+        "ServiceAccount",
+        "serviceaccounts",
+        "serviceaccount",
+    )
+    .short(&["sa"])
+    .sub(&[("token", "authentication.k8s.io/v1/TokenRequest", &["create"])]),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Service", "services", "service")
+        .short(&["svc"])
+        .categories(&["all"])
+        .sub(&[
+            ("proxy", "ServiceProxyOptions", &["create", "delete", "get", "patch", "update"]),
+            ("status", "Service", RW),
+        ])
+        .status()
+        .prefix("services/specs")
+        .selectable(&[("spec.clusterIP", ""), ("spec.type", "")]),
+];

@@ -1,0 +1,38 @@
+//! Rows of role-based access control.
+
+use super::{NameRule, Row};
+
+pub(super) const ROWS: &[Row] = &[
+    Row::cluster(
+        "io.k8s.api.rbac.v1",
+        ("rbac.authorization.k8s.io", "v1"),
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        "clusterrolebinding",
+    )
+    .names(NameRule::PathSegment),
+    Row::cluster(
+        "io.k8s.api.rbac.v1",
+        ("rbac.authorization.k8s.io", "v1"),
+        "ClusterRole",
+        "clusterroles",
+        "clusterrole",
+    )
+    .names(NameRule::PathSegment),
+    Row::namespaced(
+        "io.k8s.api.rbac.v1",
+        ("rbac.authorization.k8s.io", "v1"),
+        "RoleBinding",
+        "rolebindings",
+        "rolebinding",
+    )
+    .names(NameRule::PathSegment),
+    Row::namespaced(
+        "io.k8s.api.rbac.v1",
+        ("rbac.authorization.k8s.io", "v1"),
+        "Role",
+        "roles",
+        "role",
+    )
+    .names(NameRule::PathSegment),
+];

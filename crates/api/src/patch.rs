@@ -1,0 +1,6 @@
+//! The four patches and the record of field owners.
+
+pub mod apply;
+pub mod json;
+pub mod merge;
+pub mod strategic;
