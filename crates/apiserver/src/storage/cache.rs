@@ -76,18 +76,28 @@ impl Shelf {
 
     /// All objects whose key begins with `prefix`, behind `after`, in key order.
     pub(crate) fn list(&self, prefix: &str, after: &str) -> Vec<(CompactString, Arc<Entry>)> {
+        self.snapshot(prefix, after).0
+    }
+
+    /// The same, with the revision of the last change that it shows.
+    pub(crate) fn snapshot(
+        &self,
+        prefix: &str,
+        after: &str,
+    ) -> (Vec<(CompactString, Arc<Entry>)>, i64) {
         let state = self.state.read();
         let from = if after.is_empty() {
             Bound::Included(prefix)
         } else {
             Bound::Excluded(after)
         };
-        state
+        let found = state
             .objects
             .range::<str, _>((from, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
             .map(|(key, entry)| (key.clone(), entry.clone()))
-            .collect()
+            .collect();
+        (found, state.changed)
     }
 
     /// How many objects there are.

@@ -1,0 +1,160 @@
+//! The few kinds that do more than be stored: what a write claims, what a deletion waits for, what is filled in.
+//!
+//! One table, [`HOOKS`], by group and resource. Everything else is data in the kind's row.
+
+use api::catalog::Resource;
+use api::error::ApiError;
+use api::object::Value;
+
+use crate::registry::Api;
+use crate::registry::commit::Claims;
+use crate::request::Request;
+
+pub(crate) mod namespace;
+pub(crate) mod pod;
+pub(crate) mod review;
+pub(crate) mod service;
+pub(crate) mod token;
+
+/// What is special about a kind. Every member has a default that does nothing.
+struct Hook {
+    group: &'static str,
+    resource: &'static str,
+    /// Fills in what depends on more than the object's schema.
+    complete: fn(&Api, &mut Value, Option<&Value>),
+    /// Whether something but finalizers keeps an object that is being deleted.
+    holds: fn(&Value) -> bool,
+    /// Seconds a deletion waits, from what the client asked for.
+    grace_s: fn(&Value, Option<i64>) -> i64,
+    /// Changes an object whose deletion begins.
+    on_mark: fn(&mut Value),
+    /// A deletion answers with the object and not with a Status.
+    returns_deleted: bool,
+    /// Dependents are orphaned unless the client says otherwise (an old promise of these kinds).
+    orphans: bool,
+}
+
+const PLAIN: Hook = Hook {
+    group: "",
+    resource: "",
+    complete: |_, _, _| {},
+    holds: |_| false,
+    grace_s: |_, _| 0,
+    on_mark: |_| {},
+    returns_deleted: false,
+    orphans: false,
+};
+
+const fn returning(group: &'static str, resource: &'static str) -> Hook {
+    Hook { group, resource, returns_deleted: true, ..PLAIN }
+}
+
+static HOOKS: &[Hook] = &[
+    Hook { complete: pod::complete, grace_s: pod::grace_s, ..returning("", "pods") },
+    Hook {
+        resource: "namespaces",
+        holds: namespace::holds,
+        complete: namespace::complete,
+        on_mark: namespace::on_mark,
+        returns_deleted: true,
+        ..PLAIN
+    },
+    Hook { resource: "replicationcontrollers", orphans: true, ..PLAIN },
+    Hook { group: "batch", resource: "jobs", orphans: true, ..PLAIN },
+    returning("", "podtemplates"),
+    returning("", "services"),
+    returning("", "serviceaccounts"),
+    returning("", "persistentvolumes"),
+    returning("", "persistentvolumeclaims"),
+    returning("", "resourcequotas"),
+    returning("resource.k8s.io", "resourceclaims"),
+    returning("storage.k8s.io", "storageclasses"),
+    returning("storage.k8s.io", "csinodes"),
+    returning("storage.k8s.io", "csidrivers"),
+    returning("storage.k8s.io", "volumeattachments"),
+];
+
+fn hook(resource: &Resource) -> &'static Hook {
+    HOOKS
+        .iter()
+        .find(|h| h.group == resource.group && h.resource == resource.plural)
+        .unwrap_or(&PLAIN)
+}
+
+/// Fills in what depends on more than the object's schema.
+pub(crate) fn complete(api: &Api, resource: &Resource, object: &mut Value, old: Option<&Value>) {
+    (hook(resource).complete)(api, object, old);
+}
+
+/// Whether something but finalizers keeps an object that is being deleted.
+pub(crate) fn holds(resource: &Resource, object: &Value) -> bool {
+    (hook(resource).holds)(object)
+}
+
+/// Seconds a deletion waits, from what the client asked for.
+pub(crate) fn grace_s(resource: &Resource, object: &Value, asked: Option<i64>) -> i64 {
+    (hook(resource).grace_s)(object, asked)
+}
+
+/// Changes an object whose deletion begins.
+pub(crate) fn on_mark(resource: &Resource, object: &mut Value) {
+    (hook(resource).on_mark)(object);
+}
+
+/// Whether a deletion answers with the object.
+pub(crate) fn returns_deleted(resource: &Resource) -> bool {
+    hook(resource).returns_deleted
+}
+
+/// Whether dependents are orphaned unless the client says otherwise.
+pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
+    hook(resource).orphans
+}
+
+/// What a write of this object claims, after filling in what was chosen for it.
+pub(crate) async fn on_write(
+    api: &Api,
+    resource: &Resource,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<Claims, ApiError> {
+    match (resource.group.as_ref(), resource.plural.as_ref()) {
+        ("", "services") => service::claim(api, object, old).await,
+        _ => Ok(Claims::default()),
+    }
+}
+
+/// What the deletion of this object gives back.
+pub(crate) fn on_delete(api: &Api, resource: &Resource, object: &Value) -> Claims {
+    match (resource.group.as_ref(), resource.plural.as_ref()) {
+        ("", "services") => service::release(api, object),
+        _ => Claims::default(),
+    }
+}
+
+/// Keeps a write through a subresource of its own kind to what that subresource may touch.
+pub(crate) fn prepare_subresource(
+    request: &Request,
+    object: &mut Value,
+    old: &Value,
+) -> Result<(), ApiError> {
+    match (request.resource.plural.as_ref(), request.subresource.as_str()) {
+        ("namespaces", "finalize") => {
+            namespace::prepare_finalize(object, old);
+            Ok(())
+        }
+        ("pods", "ephemeralcontainers") => {
+            pod::prepare_ephemeral(object, old);
+            Ok(())
+        }
+        ("pods", "resize") => {
+            pod::prepare_resize(object, old);
+            Ok(())
+        }
+        ("certificatesigningrequests", "approval") => {
+            api::strategy::prepare_for_status_update(object, old, &request.resource);
+            Ok(())
+        }
+        _ => Err(ApiError::NoSuchPath),
+    }
+}
