@@ -8,3 +8,13 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ironcla
 pub mod apiserver {
     tonic::include_proto!("ironclad.api.v1");
 }
+
+/// The etcd v3 services (`proto/etcd`).
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// etcd's key-value pairs and events (`proto/etcd`).
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
