@@ -92,13 +92,13 @@ fn write_type(out: &mut String, name: &str, e: &Entry, index: &BTreeMap<String, 
     }
     let _ = writeln!(
         out,
-        "]), preserve_unknown: false, embedded: false, atomic: {atomic}, gvk: {gvk}, openapi: \
+        "]), preserve_unknown: false, embedded: false, atomic: {atomic}, gvk: {gvk}, custom: false, openapi: \
          Value::Null }},"
     );
 }
 
 fn field_expr(name: &str, words: &[String], index: &BTreeMap<String, usize>) -> String {
-    let (number, ty, flags) = (&words[0], &words[1], &words[2..]);
+    let (number, ty, flags) = (words[0].replace('.', ", "), &words[1], &words[2..]);
     let has = |f: &str| flags.iter().any(|w| w == f);
     let value = |k: &str| flags.iter().find_map(|w| w.strip_prefix(k)).unwrap_or("");
     let strs = |list: &str| {
@@ -115,7 +115,7 @@ fn field_expr(name: &str, words: &[String], index: &BTreeMap<String, usize>) -> 
         _ => "ListType::Atomic".to_owned(),
     };
     format!(
-        "Field {{ name: Cow::Borrowed({name:?}), number: {number}, shape: {}, required: {}, \
+        "Field {{ name: Cow::Borrowed({name:?}), numbers: Cow::Borrowed(&[{number}]), shape: {}, required: {}, \
          pointer: {}, keep: {}, nullable: false, list: {list}, atomic: {}, patch_merge: {}, \
          patch_retain_keys: {}, merge_key: Cow::Borrowed({:?}), default: Cow::Borrowed({:?}), \
          values: {} }}",
@@ -155,7 +155,7 @@ fn shape(ty: &str, index: &BTreeMap<String, usize>) -> String {
         if let Some(inner) = ty.strip_prefix(prefix) {
             let inner = shape(inner, index);
             return format!(
-                "Shape::{wrapper}(Ref::Static(&Field {{ name: Cow::Borrowed(\"\"), number: 0, \
+                "Shape::{wrapper}(Ref::Static(&Field {{ name: Cow::Borrowed(\"\"), numbers: Cow::Borrowed(&[]), \
                  shape: {inner}, required: false, pointer: false, keep: false, nullable: false, \
                  list: ListType::Atomic, atomic: false, patch_merge: false, patch_retain_keys: \
                  false, merge_key: Cow::Borrowed(\"\"), default: Cow::Borrowed(\"\"), values: \

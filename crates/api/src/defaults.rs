@@ -1,10 +1,133 @@
-//! Completes objects: defaults of the schema, then those of the kind.
+//! Completes objects: defaults of the schema, then those of the kind, then the canonical form.
+//!
+//! The canonical form is what a Go server would write back: optional values that are empty disappear unless absence
+//! and emptiness differ (pointers), required ones are always there.
 
 use crate::catalog::Resource;
-use crate::object::Value;
+use crate::object::{Map, Value};
+use crate::schema::{Field, Shape, Type};
 
-/// Applies all defaults of `resource` and brings the object into canonical form (empty optional fields dropped,
-/// required ones present).
+pub mod kinds;
+pub mod pod;
+
+/// Applies all defaults of `resource` and brings the object into canonical form.
 pub fn apply(object: &mut Value, resource: &Resource) {
-    let _ = (object, resource);
+    if resource.custom {
+        custom(object, &resource.schema);
+        return;
+    }
+    if let Some(f) = resource.defaults {
+        f(object);
+    }
+    canonicalize(object, &resource.schema);
+}
+
+/// Brings an object of type `ty` into canonical form, schema defaults included.
+pub fn canonicalize(object: &mut Value, ty: &Type) {
+    let Value::Object(map) = object else { return };
+    for field in ty.fields.iter() {
+        match map.get_mut(&field.name) {
+            Some(v) => {
+                walk(v, &field.shape);
+                if v.is_null() && !field.keep {
+                    map.remove(&field.name);
+                } else if !field.pointer && v.is_empty() {
+                    settle_empty(map, field);
+                }
+            }
+            None => settle_empty(map, field),
+        }
+    }
+}
+
+/// An absent or empty value becomes its default, its zero value, or nothing.
+fn settle_empty(map: &mut Map, field: &Field) {
+    if !field.default.is_empty() {
+        if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
+            map.insert(field.name.as_ref(), v);
+        }
+        return;
+    }
+    if !field.keep {
+        map.remove(&field.name);
+        return;
+    }
+    let zero = match &field.shape {
+        Shape::Object(ty) if !field.pointer => {
+            let mut v = Value::object();
+            canonicalize(&mut v, ty);
+            v
+        }
+        Shape::String => Value::from(""),
+        Shape::Bool => Value::Bool(false),
+        Shape::Int32 | Shape::Int64 | Shape::IntOrString | Shape::Float | Shape::Number => {
+            Value::Int(0)
+        }
+        Shape::Quantity => Value::from("0"),
+        // An empty list that was written stays one; an absent one is null, as a Go slice is.
+        Shape::List(_) | Shape::Map(_) if map.get(&field.name).is_some_and(|v| !v.is_null()) => {
+            return;
+        }
+        _ => Value::Null,
+    };
+    map.insert(field.name.as_ref(), zero);
+}
+
+fn walk(value: &mut Value, shape: &Shape) {
+    match (shape, value) {
+        (Shape::Object(ty), v @ Value::Object(_)) => canonicalize(v, ty),
+        (Shape::List(item), Value::Array(items)) => {
+            if is_deep(&item.shape) {
+                items.iter_mut().for_each(|v| walk(v, &item.shape));
+            }
+        }
+        (Shape::Map(item), Value::Object(map)) => {
+            if is_deep(&item.shape) {
+                map.iter_mut().for_each(|(_, v)| walk(v, &item.shape));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_deep(shape: &Shape) -> bool {
+    matches!(shape, Shape::Object(_) | Shape::List(_) | Shape::Map(_))
+}
+
+/// Defaults of a custom schema: for absent members, and for `null` where that is no value.
+fn custom(object: &mut Value, ty: &Type) {
+    let Value::Object(map) = object else { return };
+    for field in ty.fields.iter() {
+        if field.name == "metadata" {
+            if let (Some(v), Shape::Object(ty)) = (map.get_mut("metadata"), &field.shape) {
+                canonicalize(v, ty);
+            }
+            continue;
+        }
+        let absent = match map.get(&field.name) {
+            None => true,
+            Some(v) => v.is_null() && !field.nullable,
+        };
+        if absent && !field.default.is_empty() {
+            if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
+                map.insert(field.name.as_ref(), v);
+            }
+        }
+        if let Some(v) = map.get_mut(&field.name) {
+            custom_walk(v, &field.shape);
+        }
+    }
+}
+
+fn custom_walk(value: &mut Value, shape: &Shape) {
+    match (shape, value) {
+        (Shape::Object(ty), v @ Value::Object(_)) => custom(v, ty),
+        (Shape::List(item), Value::Array(items)) => {
+            items.iter_mut().for_each(|v| custom_walk(v, &item.shape));
+        }
+        (Shape::Map(item), Value::Object(map)) => {
+            map.iter_mut().for_each(|(_, v)| custom_walk(v, &item.shape));
+        }
+        _ => {}
+    }
 }

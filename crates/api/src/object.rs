@@ -335,6 +335,20 @@ impl Value {
         }
     }
 
+    /// Turns `null` into an empty object; gives the value if it is an object now.
+    pub fn make_object_if_null(&mut self) -> Option<&mut Value> {
+        if self.is_null() {
+            *self = Self::object();
+        }
+        matches!(self, Self::Object(_)).then_some(self)
+    }
+
+    /// Turns this into an object if it is none, and gives it.
+    pub fn make_object_in_place(&mut self) -> &mut Value {
+        self.make_object();
+        self
+    }
+
     /// Sets member `key` if it is absent or `null`.
     pub fn default_to(&mut self, key: &str, value: impl Into<Value>) {
         if !self.has(key) {
@@ -586,6 +600,28 @@ macro_rules! json {
 
 #[doc(hidden)]
 pub use serde_json as serde_json_for_macro;
+
+/// Any tree, for tests of properties.
+#[cfg(test)]
+pub(crate) fn arbitrary() -> impl proptest::strategy::Strategy<Value = Value> {
+    use proptest::prelude::*;
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::Bool),
+        any::<i64>().prop_map(Value::Int),
+        (-1.0e9..1.0e9_f64)
+            .prop_filter("whole floats read back as integers", |f| f.fract() != 0.0)
+            .prop_map(Value::Float),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
+            prop::collection::vec(("[a-d]{1,2}", inner), 0..4)
+                .prop_map(|m| Value::Object(m.into_iter().collect())),
+        ]
+    })
+}
 
 #[cfg(test)]
 mod tests {

@@ -87,6 +87,13 @@ impl Quantity {
         self.nanos % NANO == 0
     }
 
+    /// Rounded up to thousandths.
+    #[must_use]
+    pub fn round_up_to_milli(self) -> Self {
+        let unit = NANO / 1000;
+        Self { nanos: div_up(self.nanos, unit) * unit, format: self.format }
+    }
+
     /// The sum; keeps this one's format unless this is zero.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {

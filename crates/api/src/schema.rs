@@ -101,8 +101,9 @@ pub enum ListType {
 pub struct Field {
     /// JSON name; empty for an element.
     pub name: Str,
-    /// Protobuf number; 0 when the field has none.
-    pub number: u32,
+    /// Protobuf numbers: of the field, before it those of the messages it is nested in where JSON is flat; a single 0
+    /// when it has none.
+    pub numbers: Cow<'static, [u32]>,
     /// What it holds.
     pub shape: Shape,
     /// Required by OpenAPI.
@@ -134,7 +135,7 @@ impl Field {
     pub const fn new(name: Str, shape: Shape) -> Self {
         Self {
             name,
-            number: 0,
+            numbers: Cow::Borrowed(&[]),
             shape,
             required: false,
             pointer: false,
@@ -166,6 +167,8 @@ pub struct Type {
     pub atomic: bool,
     /// Group, version and kind if the type is an object of its own (the first, if of several).
     pub gvk: Option<(Str, Str, Str)>,
+    /// Made from a custom resource definition: types are checked by `crd::validate`, not while decoding.
+    pub custom: bool,
     /// The OpenAPI text of a custom resource, for validation; `Null` for built-in types.
     pub openapi: Value,
 }

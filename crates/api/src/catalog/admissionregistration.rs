@@ -1,6 +1,7 @@
 //! Rows of admission configuration.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -11,7 +12,8 @@ pub(super) const ROWS: &[Row] = &[
         "mutatingadmissionpolicy",
     )
     .categories(&["api-extensions"])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::admission_policy),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
         ("admissionregistration.k8s.io", "v1"),
@@ -20,7 +22,8 @@ pub(super) const ROWS: &[Row] = &[
         "mutatingadmissionpolicybinding",
     )
     .categories(&["api-extensions"])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::admission_policy_binding),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
         ("admissionregistration.k8s.io", "v1"),
@@ -29,7 +32,8 @@ pub(super) const ROWS: &[Row] = &[
         "mutatingwebhookconfiguration",
     )
     .categories(&["api-extensions"])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::mutating_webhooks),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
         ("admissionregistration.k8s.io", "v1"),
@@ -40,7 +44,8 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["api-extensions"])
     .sub(&[("status", "ValidatingAdmissionPolicy", RW)])
     .status()
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::admission_policy),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
         ("admissionregistration.k8s.io", "v1"),
@@ -49,7 +54,8 @@ pub(super) const ROWS: &[Row] = &[
         "validatingadmissionpolicybinding",
     )
     .categories(&["api-extensions"])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::admission_policy_binding),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
         ("admissionregistration.k8s.io", "v1"),
@@ -58,5 +64,6 @@ pub(super) const ROWS: &[Row] = &[
         "validatingwebhookconfiguration",
     )
     .categories(&["api-extensions"])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::validating_webhooks),
 ];

@@ -1,6 +1,7 @@
 //! The row of custom resource definitions.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[Row::cluster(
     "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1",
@@ -14,4 +15,5 @@ pub(super) const ROWS: &[Row] = &[Row::cluster(
 .sub(&[("status", "CustomResourceDefinition", RW)])
 .status()
 .prefix("apiextensions.k8s.io/customresourcedefinitions")
-.generation(Generation::Spec)];
+.generation(Generation::Spec)
+.defaults(kinds::custom_resource_definition)];

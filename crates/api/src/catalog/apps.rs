@@ -1,6 +1,7 @@
 //! Rows of apps.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced(
@@ -15,7 +16,8 @@ pub(super) const ROWS: &[Row] = &[
         .categories(&["all"])
         .sub(&[("status", "DaemonSet", RW)])
         .status()
-        .generation(Generation::Spec),
+        .generation(Generation::Spec)
+        .defaults(kinds::daemon_set),
     Row::namespaced(
         "io.k8s.api.apps.v1",
         ("apps", "v1"),
@@ -28,7 +30,8 @@ pub(super) const ROWS: &[Row] = &[
     .sub(&[("scale", "autoscaling/v1/Scale", RW), ("status", "Deployment", RW)])
     .status()
     .scale(".spec.replicas", ".status.replicas", ".spec.selector")
-    .generation(Generation::SpecAndAnnotations),
+    .generation(Generation::SpecAndAnnotations)
+    .defaults(kinds::deployment),
     Row::namespaced(
         "io.k8s.api.apps.v1",
         ("apps", "v1"),
@@ -41,7 +44,8 @@ pub(super) const ROWS: &[Row] = &[
     .sub(&[("scale", "autoscaling/v1/Scale", RW), ("status", "ReplicaSet", RW)])
     .status()
     .scale(".spec.replicas", ".status.replicas", ".spec.selector")
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::replica_set),
     Row::namespaced(
         "io.k8s.api.apps.v1",
         ("apps", "v1"),
@@ -54,5 +58,6 @@ pub(super) const ROWS: &[Row] = &[
     .sub(&[("scale", "autoscaling/v1/Scale", RW), ("status", "StatefulSet", RW)])
     .status()
     .scale(".spec.replicas", ".status.replicas", ".spec.selector")
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::stateful_set),
 ];

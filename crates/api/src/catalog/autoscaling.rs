@@ -1,6 +1,7 @@
 //! Rows of autoscaling.
 
 use super::{RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced(
@@ -13,7 +14,8 @@ pub(super) const ROWS: &[Row] = &[
     .short(&["hpa"])
     .categories(&["all"])
     .sub(&[("status", "HorizontalPodAutoscaler", RW)])
-    .status(),
+    .status()
+    .defaults(kinds::autoscaler_v2),
     Row::namespaced(
         "io.k8s.api.autoscaling.v1",
         ("autoscaling", "v1"),
@@ -24,5 +26,6 @@ pub(super) const ROWS: &[Row] = &[
     .short(&["hpa"])
     .categories(&["all"])
     .sub(&[("status", "HorizontalPodAutoscaler", RW)])
-    .status(),
+    .status()
+    .defaults(kinds::autoscaler_v1),
 ];

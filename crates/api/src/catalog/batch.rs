@@ -1,6 +1,7 @@
 //! Rows of batch.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "CronJob", "cronjobs", "cronjob")
@@ -8,11 +9,13 @@ pub(super) const ROWS: &[Row] = &[
         .categories(&["all"])
         .sub(&[("status", "CronJob", RW)])
         .status()
-        .generation(Generation::Spec),
+        .generation(Generation::Spec)
+        .defaults(kinds::cron_job),
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
         .categories(&["all"])
         .sub(&[("status", "Job", RW)])
         .status()
         .selectable(&[("status.successful", "status.succeeded")])
-        .generation(Generation::Spec),
+        .generation(Generation::Spec)
+        .defaults(kinds::job),
 ];

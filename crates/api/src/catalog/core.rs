@@ -1,6 +1,7 @@
 //! Rows of the core group.
 
 use super::{Generation, NameRule, RW, Row};
+use crate::defaults::{kinds, pod};
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Binding", "bindings", "binding").transient(),
@@ -17,7 +18,8 @@ pub(super) const ROWS: &[Row] = &[
         .short(&["cm"]),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Endpoints", "endpoints", "endpoints")
         .short(&["ep"])
-        .prefix("services/endpoints"),
+        .prefix("services/endpoints")
+        .defaults(kinds::endpoints),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Event", "events", "event")
         .short(&["ev"])
         .selectable(&[
@@ -34,14 +36,16 @@ pub(super) const ROWS: &[Row] = &[
             ("type", ""),
         ]),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "LimitRange", "limitranges", "limitrange")
-        .short(&["limits"]),
+        .short(&["limits"])
+        .defaults(kinds::limit_range),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Namespace", "namespaces", "namespace")
         .short(&["ns"])
         .verbs(&["create", "delete", "get", "list", "patch", "update", "watch"])
         .sub(&[("finalize", "Namespace", &["update"]), ("status", "Namespace", RW)])
         .status()
         .selectable(&[("status.phase", "")])
-        .names(NameRule::Label),
+        .names(NameRule::Label)
+        .defaults(kinds::namespace),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Node", "nodes", "node")
         .short(&["no"])
         .sub(&[
@@ -50,7 +54,8 @@ pub(super) const ROWS: &[Row] = &[
         ])
         .status()
         .prefix("minions")
-        .selectable(&[("spec.unschedulable", "")]),
+        .selectable(&[("spec.unschedulable", "")])
+        .defaults(kinds::node),
     Row::namespaced(
         "io.k8s.api.core.v1",
         ("", "v1"),
@@ -60,7 +65,8 @@ pub(super) const ROWS: &[Row] = &[
     )
     .short(&["pvc"])
     .sub(&[("status", "PersistentVolumeClaim", RW)])
-    .status(),
+    .status()
+    .defaults(kinds::persistent_volume_claim),
     Row::cluster(
         "io.k8s.api.core.v1",
         ("", "v1"),
@@ -70,7 +76,8 @@ pub(super) const ROWS: &[Row] = &[
     )
     .short(&["pv"])
     .sub(&[("status", "PersistentVolume", RW)])
-    .status(),
+    .status()
+    .defaults(kinds::persistent_volume),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Pod", "pods", "pod")
         .short(&["po"])
         .categories(&["all"])
@@ -99,8 +106,10 @@ pub(super) const ROWS: &[Row] = &[
             ("status.podIP", ""),
             ("status.podIPs", ""),
         ])
-        .generation(Generation::Spec),
-    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate"),
+        .generation(Generation::Spec)
+        .defaults(pod::pod),
+    Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate")
+        .defaults(kinds::pod_template),
     Row::namespaced(
         "io.k8s.api.core.v1",
         ("", "v1"),
@@ -115,7 +124,8 @@ pub(super) const ROWS: &[Row] = &[
     .scale(".spec.replicas", ".status.replicas", ".spec.selector")
     .prefix("controllers")
     .selectable(&[("status.replicas", "")])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::replication_controller),
     Row::namespaced(
         "io.k8s.api.core.v1",
         ("", "v1"),
@@ -125,9 +135,11 @@ pub(super) const ROWS: &[Row] = &[
     )
     .short(&["quota"])
     .sub(&[("status", "ResourceQuota", RW)])
-    .status(),
+    .status()
+    .defaults(kinds::resource_quota),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Secret", "secrets", "secret")
-        .selectable(&[("type", "")]),
+        .selectable(&[("type", "")])
+        .defaults(kinds::secret),
     Row::namespaced(
         "io.k8s.api.core.v1",
         ("", "v1"),
@@ -146,5 +158,6 @@ pub(super) const ROWS: &[Row] = &[
         ])
         .status()
         .prefix("services/specs")
-        .selectable(&[("spec.clusterIP", ""), ("spec.type", "")]),
+        .selectable(&[("spec.clusterIP", ""), ("spec.type", "")])
+        .defaults(kinds::service),
 ];

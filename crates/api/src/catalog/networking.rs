@@ -1,6 +1,7 @@
 //! Rows of networking, discovery, certificates and API registration.
 
 use super::{Generation, NameRule, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
     "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1",
@@ -12,7 +13,8 @@ pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
 .categories(&["api-extensions"])
 .sub(&[("status", "APIService", RW)])
 .status()
-.prefix("apiregistration.k8s.io/apiservices")];
+.prefix("apiregistration.k8s.io/apiservices")
+.defaults(kinds::api_service)];
 
 pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(
     "io.k8s.api.certificates.v1",
@@ -34,7 +36,8 @@ pub(super) const ROWS: &[Row] = &[
         "ingressclasses",
         "ingressclass",
     )
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::ingress_class),
     Row::namespaced(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),
@@ -64,7 +67,8 @@ pub(super) const ROWS: &[Row] = &[
         "networkpolicy",
     )
     .short(&["netpol"])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::network_policy),
     Row::cluster(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),
@@ -83,4 +87,5 @@ pub(super) const DISCOVERY: &[Row] = &[Row::namespaced(
     "endpointslices",
     "endpointslice",
 )
-.generation(Generation::Spec)];
+.generation(Generation::Spec)
+.defaults(kinds::endpoint_slice)];

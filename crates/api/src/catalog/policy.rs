@@ -1,6 +1,7 @@
 //! Rows of the small groups: policy, events, scheduling, coordination, node, flow control.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const EVENTS: &[Row] =
     &[Row::namespaced("io.k8s.api.events.v1", ("events.k8s.io", "v1"), "Event", "events", "event")
@@ -38,7 +39,8 @@ pub(super) const SCHEDULING: &[Row] = &[Row::cluster(
     "priorityclass",
 )
 .short(&["pc"])
-.generation(Generation::Spec)];
+.generation(Generation::Spec)
+.defaults(kinds::priority_class)];
 
 pub(super) const COORDINATION: &[Row] = &[Row::namespaced(
     "io.k8s.api.coordination.v1",
@@ -66,7 +68,8 @@ pub(super) const FLOWCONTROL: &[Row] = &[
     )
     .sub(&[("status", "FlowSchema", RW)])
     .status()
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::flow_schema),
     Row::cluster(
         "io.k8s.api.flowcontrol.v1",
         ("flowcontrol.apiserver.k8s.io", "v1"),
@@ -76,5 +79,6 @@ pub(super) const FLOWCONTROL: &[Row] = &[
     )
     .sub(&[("status", "PriorityLevelConfiguration", RW)])
     .status()
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::priority_level),
 ];

@@ -1,6 +1,7 @@
 //! Rows of role-based access control.
 
 use super::{NameRule, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -10,7 +11,8 @@ pub(super) const ROWS: &[Row] = &[
         "clusterrolebindings",
         "clusterrolebinding",
     )
-    .names(NameRule::PathSegment),
+    .names(NameRule::PathSegment)
+    .defaults(kinds::role_binding),
     Row::cluster(
         "io.k8s.api.rbac.v1",
         ("rbac.authorization.k8s.io", "v1"),
@@ -26,7 +28,8 @@ pub(super) const ROWS: &[Row] = &[
         "rolebindings",
         "rolebinding",
     )
-    .names(NameRule::PathSegment),
+    .names(NameRule::PathSegment)
+    .defaults(kinds::role_binding),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
         ("rbac.authorization.k8s.io", "v1"),

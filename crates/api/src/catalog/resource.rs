@@ -1,6 +1,7 @@
 //! Rows of dynamic resource allocation.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -18,14 +19,16 @@ pub(super) const ROWS: &[Row] = &[
         "resourceclaim",
     )
     .sub(&[("status", "ResourceClaim", RW)])
-    .status(),
+    .status()
+    .defaults(kinds::resource_claim),
     Row::namespaced(
         "io.k8s.api.resource.v1",
         ("resource.k8s.io", "v1"),
         "ResourceClaimTemplate",
         "resourceclaimtemplates",
         "resourceclaimtemplate",
-    ),
+    )
+    .defaults(kinds::resource_claim_template),
     Row::cluster(
         "io.k8s.api.resource.v1",
         ("resource.k8s.io", "v1"),

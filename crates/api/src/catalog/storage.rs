@@ -1,6 +1,7 @@
 //! Rows of storage.
 
 use super::{Generation, RW, Row};
+use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -10,7 +11,8 @@ pub(super) const ROWS: &[Row] = &[
         "csidrivers",
         "csidriver",
     )
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .defaults(kinds::csi_driver),
     Row::cluster(
         "io.k8s.api.storage.v1",
         ("storage.k8s.io", "v1"),
@@ -32,7 +34,8 @@ pub(super) const ROWS: &[Row] = &[
         "storageclasses",
         "storageclass",
     )
-    .short(&["sc"]),
+    .short(&["sc"])
+    .defaults(kinds::storage_class),
     Row::cluster(
         "io.k8s.api.storage.v1",
         ("storage.k8s.io", "v1"),

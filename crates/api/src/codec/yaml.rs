@@ -1,6 +1,6 @@
 //! Reads and writes YAML by way of JSON trees.
 
-use super::Decoded;
+use super::{DecodeError, Decoded};
 use crate::error::Result;
 use crate::object::Value;
 use crate::schema::Type;
@@ -12,7 +12,7 @@ pub fn parse(bytes: &[u8]) -> Result<Decoded> {
 }
 
 /// Parses one YAML document of type `ty`.
-pub fn decode(bytes: &[u8], ty: &Type) -> std::result::Result<Decoded, String> {
+pub fn decode(bytes: &[u8], ty: &Type) -> std::result::Result<Decoded, DecodeError> {
     let _ = (bytes, ty);
     Ok(Decoded::default())
 }
