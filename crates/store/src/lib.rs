@@ -1,1 +1,3 @@
 //! Replicated key-value store that speaks etcd v3.
+
+pub mod mvcc;

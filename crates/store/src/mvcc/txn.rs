@@ -1,0 +1,305 @@
+//! Writes: the changes of one transaction, and the transactions themselves.
+
+use std::cmp::Ordering;
+
+use bytes::Bytes;
+use wire::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use wire::etcdserverpb::request_op::Request;
+use wire::etcdserverpb::response_op::Response;
+use wire::etcdserverpb::{
+    Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+};
+use wire::mvccpb::event::EventType;
+use wire::mvccpb::{Event, KeyValue};
+
+use super::error::Error;
+use super::index::{Revision, Version};
+use super::range::{self, View};
+use super::span::Span;
+use super::{Archive, Mvcc};
+
+/// A transaction under way: what it changed so far, all at one revision.
+pub(super) struct Write<'a> {
+    mvcc: &'a mut Mvcc,
+    archive: &'a dyn Archive,
+    main: i64,
+    events: Vec<Event>,
+}
+
+/// Which branches a transaction takes, decided before it changes anything.
+pub(super) struct Path {
+    succeeded: bool,
+    nested: Vec<Path>,
+}
+
+impl<'a> Write<'a> {
+    pub(super) fn new(mvcc: &'a mut Mvcc, archive: &'a dyn Archive) -> Self {
+        let main = mvcc.revision + 1;
+        Self { mvcc, archive, main, events: Vec::new() }
+    }
+
+    /// The changes; the store's revision moves if there are any.
+    pub(super) fn finish(self) -> Vec<Event> {
+        if !self.events.is_empty() {
+            self.mvcc.revision = self.main;
+        }
+        self.events
+    }
+
+    fn revision(&self) -> i64 {
+        if self.events.is_empty() { self.mvcc.revision } else { self.main }
+    }
+
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader { revision: self.revision(), ..Default::default() })
+    }
+
+    fn next(&self) -> Revision {
+        // A request's size bounds its changes far below this.
+        let sub = u32::try_from(self.events.len()).unwrap_or(u32::MAX);
+        Revision { main: self.main, sub }
+    }
+
+    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        let view = View { current: self.revision(), compacted: self.mvcc.compacted };
+        let mut response = range::range(&self.mvcc.index, view, self.archive, request)?;
+        response.header = self.header();
+        Ok(response)
+    }
+
+    pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, Error> {
+        check_put(self.mvcc, request)?;
+        let at = self.next();
+        let key = self.mvcc.index.key(&request.key);
+        let old = self.mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
+        let prev = old.map(|old| pair(&key, old, self.archive)).transpose()?;
+        let lease = match &prev {
+            Some(prev) if request.ignore_lease => prev.lease,
+            _ => request.lease,
+        };
+        let value = match &prev {
+            Some(prev) if request.ignore_value => prev.value.clone(),
+            _ => request.value.clone(),
+        };
+        let version = Version {
+            at,
+            create: prev.as_ref().map_or(at.main, |p| p.create_revision),
+            version: prev.as_ref().map_or(1, |p| p.version + 1),
+            lease,
+            size: u32::try_from(value.len()).unwrap_or(u32::MAX),
+            value: Some(value.clone()),
+        };
+        let kv = KeyValue { value, ..version.bare(&key) };
+        self.mvcc.push(&key, version);
+        self.mvcc.leases.attach(&key, prev.as_ref().map_or(0, |p| p.lease), lease);
+        let answer = prev.clone().filter(|_| request.prev_kv);
+        self.events.push(Event { r#type: EventType::Put.into(), kv: Some(kv), prev_kv: prev });
+        Ok(PutResponse { header: self.header(), prev_kv: answer })
+    }
+
+    pub(super) fn delete(
+        &mut self,
+        request: &DeleteRangeRequest,
+    ) -> Result<DeleteRangeResponse, Error> {
+        let span = Span::new(request.key.clone(), request.range_end.clone());
+        let live = self.mvcc.index.live(&span, i64::MAX);
+        let doomed: Vec<KeyValue> =
+            live.map(|(key, v)| pair(key, v, self.archive)).collect::<Result<_, _>>()?;
+        for kv in &doomed {
+            self.bury(kv.clone());
+        }
+        Ok(DeleteRangeResponse {
+            header: self.header(),
+            deleted: i64::try_from(doomed.len()).unwrap_or(i64::MAX),
+            prev_kvs: if request.prev_kv { doomed } else { Vec::new() },
+        })
+    }
+
+    /// Deletes one live key.
+    fn bury(&mut self, prev: KeyValue) {
+        let at = self.next();
+        let tombstone = Version::tombstone(at);
+        let kv = KeyValue {
+            key: prev.key.clone(),
+            mod_revision: at.main,
+            ..Default::default()
+        };
+        self.mvcc.push(&prev.key, tombstone);
+        self.mvcc.leases.attach(&prev.key, prev.lease, 0);
+        self.events.push(Event {
+            r#type: EventType::Delete.into(),
+            kv: Some(kv),
+            prev_kv: Some(prev),
+        });
+    }
+
+    /// Deletes the keys of a lease that ends.
+    pub(super) fn bury_keys<'k>(&mut self, keys: impl Iterator<Item = &'k Bytes>) {
+        for key in keys {
+            let live = self.mvcc.index.history(key).and_then(|h| h.at(i64::MAX));
+            let Some(Ok(prev)) = live.map(|v| pair(key, v, self.archive)) else { continue };
+            self.bury(prev);
+        }
+    }
+
+    pub(super) fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Error> {
+        let path = choose(self.mvcc, self.archive, request);
+        check(self.mvcc, request, &path)?;
+        self.run(request, &path)
+    }
+
+    fn run(&mut self, request: &TxnRequest, path: &Path) -> Result<TxnResponse, Error> {
+        let mut nested = path.nested.iter();
+        let mut responses = Vec::new();
+        for op in branch(request, path) {
+            let response = match &op.request {
+                Some(Request::RequestRange(r)) => Some(Response::ResponseRange(self.range(r)?)),
+                Some(Request::RequestPut(r)) => Some(Response::ResponsePut(self.put(r)?)),
+                Some(Request::RequestDeleteRange(r)) => {
+                    Some(Response::ResponseDeleteRange(self.delete(r)?))
+                }
+                Some(Request::RequestTxn(r)) => match nested.next() {
+                    Some(path) => Some(Response::ResponseTxn(self.run(r, path)?)),
+                    None => None,
+                },
+                None => None,
+            };
+            responses.push(ResponseOp { response });
+        }
+        Ok(TxnResponse { header: self.header(), succeeded: path.succeeded, responses })
+    }
+}
+
+/// Answers a transaction that only reads.
+pub(super) fn read(
+    mvcc: &Mvcc,
+    archive: &dyn Archive,
+    request: &TxnRequest,
+) -> Result<TxnResponse, Error> {
+    let path = choose(mvcc, archive, request);
+    check(mvcc, request, &path)?;
+    answer(mvcc, archive, request, &path)
+}
+
+fn answer(
+    mvcc: &Mvcc,
+    archive: &dyn Archive,
+    request: &TxnRequest,
+    path: &Path,
+) -> Result<TxnResponse, Error> {
+    let mut nested = path.nested.iter();
+    let mut responses = Vec::new();
+    for op in branch(request, path) {
+        let response = match &op.request {
+            Some(Request::RequestRange(r)) => {
+                Some(Response::ResponseRange(mvcc.range(archive, r)?))
+            }
+            Some(Request::RequestTxn(r)) => match nested.next() {
+                Some(path) => Some(Response::ResponseTxn(answer(mvcc, archive, r, path)?)),
+                None => None,
+            },
+            _ => None,
+        };
+        responses.push(ResponseOp { response });
+    }
+    Ok(TxnResponse { header: Some(mvcc.header()), succeeded: path.succeeded, responses })
+}
+
+fn pair(key: &Bytes, version: &Version, archive: &dyn Archive) -> Result<KeyValue, Error> {
+    Ok(KeyValue { value: range::value(version, archive)?, ..version.bare(key) })
+}
+
+fn branch<'r>(request: &'r TxnRequest, path: &Path) -> &'r [RequestOp] {
+    if path.succeeded { &request.success } else { &request.failure }
+}
+
+fn choose(mvcc: &Mvcc, archive: &dyn Archive, request: &TxnRequest) -> Path {
+    let succeeded = request.compare.iter().all(|compare| holds(mvcc, archive, compare));
+    let mut path = Path { succeeded, nested: Vec::new() };
+    let nested = branch(request, &path)
+        .iter()
+        .filter_map(|op| match &op.request {
+            Some(Request::RequestTxn(nested)) => Some(choose(mvcc, archive, nested)),
+            _ => None,
+        })
+        .collect();
+    path.nested = nested;
+    path
+}
+
+/// Everything that could fail half way is refused before anything is changed.
+fn check(mvcc: &Mvcc, request: &TxnRequest, path: &Path) -> Result<(), Error> {
+    let mut nested = path.nested.iter();
+    for op in branch(request, path) {
+        match &op.request {
+            Some(Request::RequestRange(range)) if range.revision > mvcc.revision => {
+                return Err(Error::FutureRevision);
+            }
+            Some(Request::RequestRange(range))
+                if range.revision > 0 && range.revision < mvcc.compacted =>
+            {
+                return Err(Error::Compacted);
+            }
+            Some(Request::RequestPut(put)) => check_put(mvcc, put)?,
+            Some(Request::RequestTxn(txn)) => {
+                if let Some(path) = nested.next() {
+                    check(mvcc, txn, path)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_put(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
+    if request.ignore_value || request.ignore_lease {
+        let live = mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
+        live.ok_or(Error::KeyNotFound)?;
+    }
+    if request.lease != 0 && mvcc.leases.find(request.lease).is_none() {
+        return Err(Error::LeaseNotFound);
+    }
+    Ok(())
+}
+
+fn holds(mvcc: &Mvcc, archive: &dyn Archive, compare: &Compare) -> bool {
+    let span = Span::new(compare.key.clone(), compare.range_end.clone());
+    let mut live = mvcc.index.live(&span, i64::MAX).peekable();
+    if live.peek().is_none() {
+        // A missing key has revisions and version 0, but no value, not even an empty one.
+        let missing = Version::tombstone(Revision { main: 0, sub: 0 });
+        return compare.target() != CompareTarget::Value && matches(compare, &missing, archive);
+    }
+    live.all(|(_, version)| matches(compare, version, archive))
+}
+
+fn matches(compare: &Compare, version: &Version, archive: &dyn Archive) -> bool {
+    let ordering = match (compare.target(), &compare.target_union) {
+        (CompareTarget::Value, wanted) => {
+            let wanted = match wanted {
+                Some(TargetUnion::Value(value)) => value.as_ref(),
+                _ => &[],
+            };
+            match range::value(version, archive) {
+                Ok(value) => value.as_ref().cmp(wanted),
+                Err(_) => return false,
+            }
+        }
+        (CompareTarget::Version, Some(TargetUnion::Version(v))) => version.version.cmp(v),
+        (CompareTarget::Create, Some(TargetUnion::CreateRevision(v))) => version.create.cmp(v),
+        (CompareTarget::Mod, Some(TargetUnion::ModRevision(v))) => version.at.main.cmp(v),
+        (CompareTarget::Lease, Some(TargetUnion::Lease(v))) => version.lease.cmp(v),
+        (CompareTarget::Version, _) => version.version.cmp(&0),
+        (CompareTarget::Create, _) => version.create.cmp(&0),
+        (CompareTarget::Mod, _) => version.at.main.cmp(&0),
+        (CompareTarget::Lease, _) => version.lease.cmp(&0),
+    };
+    match compare.result() {
+        CompareResult::Equal => ordering == Ordering::Equal,
+        CompareResult::Greater => ordering == Ordering::Greater,
+        CompareResult::Less => ordering == Ordering::Less,
+        CompareResult::NotEqual => ordering != Ordering::Equal,
+    }
+}
