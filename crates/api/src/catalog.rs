@@ -333,6 +333,24 @@ impl Catalog {
     }
 }
 
+/// A row for a kind that appears only as the body of a subresource (`Eviction`, `TokenRequest`, `Scale`), so that such
+/// a body is read like any object.
+pub fn body_row(group: &str, version: &str, kind: &str) -> Option<Resource> {
+    const BODIES: &[Row] = &[
+        Row::namespaced("io.k8s.api.policy.v1", ("policy", "v1"), "Eviction", "evictions", "eviction"),
+        Row::namespaced(
+            "io.k8s.api.authentication.v1",
+            ("authentication.k8s.io", "v1"),
+            "TokenRequest",
+            "tokenrequests",
+            "tokenrequest",
+        ),
+        Row::namespaced("io.k8s.api.autoscaling.v1", ("autoscaling", "v1"), "Scale", "scales", "scale"),
+    ];
+    let same = |row: &&Row| row.group == group && row.version == version && row.kind == kind;
+    BODIES.iter().find(same).map(Row::resource)
+}
+
 /// The constant form of a built-in row; `resource()` makes the `Resource`.
 #[derive(Clone, Copy)]
 pub(crate) struct Row {

@@ -1,0 +1,95 @@
+//! Small plugins around pods and nodes: TaintNodesByCondition, Priority, DefaultTolerationSeconds.
+
+use api::error::ApiError;
+use api::object::{Map, Value};
+
+use super::Review;
+
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const TOLERATION_S: i64 = 300;
+
+fn push(object: &mut Value, path: &[&str], item: Value) {
+    let mut items = object.at(path).map(Value::items).unwrap_or_default().to_vec();
+    items.push(item);
+    object.set_at(path, Value::Array(items));
+}
+
+/// A new node is not ready until the node controller has seen it ready.
+pub(super) fn taint_new_nodes(review: &mut Review<'_>) {
+    if !review.creates("", "nodes") {
+        return;
+    }
+    let taints = review.object.at(&["spec", "taints"]).map(Value::items).unwrap_or_default();
+    if taints.iter().any(|t| t.str_at(&["key"]) == Some(NOT_READY)) {
+        return;
+    }
+    let mut taint = Value::Object(Map::default());
+    taint.set("key", NOT_READY);
+    taint.set("effect", "NoSchedule");
+    push(review.object, &["spec", "taints"], taint);
+}
+
+/// The number behind a pod's priority class.
+pub(super) fn priority(review: &mut Review<'_>) -> Result<(), ApiError> {
+    if !review.creates("", "pods") {
+        return Ok(());
+    }
+    let shelf = review.api.cache.shelf("priorityclasses");
+    let named = review.object.str_at(&["spec", "priorityClassName"]).unwrap_or("").to_owned();
+    let class = if named.is_empty() {
+        let all = shelf.list("", "").into_iter().map(|(_, entry)| entry.parse());
+        all.filter(|c| c.bool_at(&["globalDefault"]) == Some(true))
+            .min_by_key(|c| c.int_at(&["value"]).unwrap_or(0))
+    } else {
+        let Some(class) = shelf.get(&named) else {
+            return Err(review.forbidden(format!("no PriorityClass with name {named} was found")));
+        };
+        Some(class.parse())
+    };
+    let value = class.as_ref().and_then(|c| c.int_at(&["value"])).unwrap_or(0);
+    let policy = class
+        .as_ref()
+        .and_then(|c| c.str_at(&["preemptionPolicy"]))
+        .unwrap_or("PreemptLowerPriority")
+        .to_owned();
+    if let Some(given) = review.object.int_at(&["spec", "priority"]).filter(|g| *g != value) {
+        return Err(review.forbidden(format!(
+            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller \
+             computed {value} from the given PriorityClass name"
+        )));
+    }
+    if let Some(class) = class.filter(|_| named.is_empty()) {
+        let name = api::meta::name(&class).to_owned();
+        review.object.set_at(&["spec", "priorityClassName"], name);
+    }
+    review.object.set_at(&["spec", "priority"], value);
+    if review.object.at(&["spec", "preemptionPolicy"]).is_none() {
+        review.object.set_at(&["spec", "preemptionPolicy"], policy);
+    }
+    Ok(())
+}
+
+/// Pods stay five minutes on a node that is lost, unless they say otherwise.
+pub(super) fn default_tolerations(review: &mut Review<'_>) {
+    if !review.creates("", "pods") {
+        return;
+    }
+    for key in [NOT_READY, UNREACHABLE] {
+        let present = review.object.at(&["spec", "tolerations"]).map(Value::items);
+        let covered = present.unwrap_or_default().iter().any(|t| {
+            let own = t.str_at(&["key"]).unwrap_or("");
+            let effect = t.str_at(&["effect"]).unwrap_or("");
+            (own.is_empty() || own == key) && (effect.is_empty() || effect == "NoExecute")
+        });
+        if covered {
+            continue;
+        }
+        let mut toleration = Value::Object(Map::default());
+        toleration.set("key", key);
+        toleration.set("operator", "Exists");
+        toleration.set("effect", "NoExecute");
+        toleration.set("tolerationSeconds", TOLERATION_S);
+        push(review.object, &["spec", "tolerations"], toleration);
+    }
+}

@@ -1,0 +1,148 @@
+//! What every cluster begins with: namespaces, roles and bindings, priority classes, the `kubernetes` Service.
+//!
+//! The objects are data in `deploy/manifests`; the Service and its endpoints say where this server is.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::error::ApiError;
+use api::object::{Map, Value};
+use auth::User;
+
+use crate::registry::Api;
+use crate::registry::create::Track;
+use crate::registry::update::Change;
+use crate::request::{Action, Request, WriteOptions};
+
+const MANIFESTS: [&str; 2] = [
+    include_str!("../../../deploy/manifests/bootstrap.jsonl"),
+    include_str!("../../../deploy/manifests/rbac.jsonl"),
+];
+const MANAGER: &str = "apiserver";
+
+/// Creates what is missing.
+pub(crate) async fn create(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Result<()> {
+    for line in MANIFESTS.iter().flat_map(|text| text.lines()).filter(|l| !l.is_empty()) {
+        let object = parse(line)?;
+        ensure(api, object).await?;
+    }
+    ensure(api, cidr(api)).await?;
+    ensure(api, service(api, advertised)?).await?;
+    endpoints(api, advertised).await
+}
+
+fn parse(line: &str) -> anyhow::Result<Value> {
+    api::codec::json::parse(line.as_bytes())
+        .map_err(|error| anyhow::anyhow!("manifest {line:.60}: {error}"))
+}
+
+fn request(api: &Api, object: &Value) -> anyhow::Result<Request> {
+    let (version, kind) = api::meta::type_meta(object);
+    let (group, version) = api::catalog::split_api_version(version);
+    let catalog = api.catalog.load();
+    let resource = catalog
+        .find_kind(group, version, kind)
+        .cloned()
+        .ok_or_else(|| anyhow::anyhow!("manifest of unknown kind {kind}"))?;
+    Ok(Request {
+        user: Arc::new(User::authenticated("system:apiserver", &[auth::identity::MASTERS])),
+        resource,
+        subresource: String::new(),
+        namespace: api::meta::namespace(object).to_owned(),
+        name: api::meta::name(object).to_owned(),
+        action: Action::Get { version: String::new() },
+    })
+}
+
+fn options() -> WriteOptions {
+    WriteOptions { manager: MANAGER.into(), manager_given: true, ..WriteOptions::default() }
+}
+
+/// Creates an object unless one of its name is there.
+async fn ensure(api: &Arc<Api>, object: Value) -> anyhow::Result<()> {
+    let request = request(api, &object)?;
+    if api.shelf(&request.resource).get(&request.key()).is_some() {
+        return Ok(());
+    }
+    let options = options();
+    let mut warnings = Vec::new();
+    match api.insert(&request, object, &Track::Update(&options), false, &mut warnings).await {
+        Ok(_) | Err(ApiError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => {
+            let kind = &request.resource.kind;
+            Err(anyhow::anyhow!("{kind} {}/{}: {error}", request.namespace, request.name))
+        }
+    }
+}
+
+fn cidr(api: &Api) -> Value {
+    let mut object = head("networking.k8s.io/v1", "ServiceCIDR", "", "kubernetes");
+    let range = format!("{}/{}", api.network.base, api.network.prefix);
+    object.set_at(&["spec", "cidrs"], Value::Array(vec![range.into()]));
+    object
+}
+
+fn head(version: &str, kind: &str, namespace: &str, name: &str) -> Value {
+    let mut object = Value::Object(Map::default());
+    object.set("apiVersion", version);
+    object.set("kind", kind);
+    object.set_at(&["metadata", "name"], name);
+    if !namespace.is_empty() {
+        object.set_at(&["metadata", "namespace"], namespace);
+    }
+    object
+}
+
+fn service(api: &Api, advertised: SocketAddr) -> anyhow::Result<Value> {
+    let mut object = head("v1", "Service", "default", "kubernetes");
+    object.set_at(&["metadata", "labels", "component"], "apiserver");
+    object.set_at(&["metadata", "labels", "provider"], "kubernetes");
+    object.set_at(&["spec", "clusterIP"], api.network.first().to_string());
+    let port = format!(
+        r#"[{{"name":"https","port":443,"protocol":"TCP","targetPort":{}}}]"#,
+        advertised.port()
+    );
+    object.set_at(&["spec", "ports"], parse(&port)?);
+    Ok(object)
+}
+
+/// The Endpoints and EndpointSlice of the `kubernetes` Service, which no controller keeps.
+async fn endpoints(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Result<()> {
+    let (ip, port) = (advertised.ip(), advertised.port());
+    let ports = format!(r#"[{{"name":"https","port":{port},"protocol":"TCP"}}]"#);
+    let mut endpoints = head("v1", "Endpoints", "default", "kubernetes");
+    endpoints.set_at(&["metadata", "labels", "endpointslice.kubernetes.io/skip-mirror"], "true");
+    endpoints.set(
+        "subsets",
+        parse(&format!(r#"[{{"addresses":[{{"ip":"{ip}"}}],"ports":{ports}}}]"#))?,
+    );
+    replace(api, endpoints).await?;
+    let mut slice = head("discovery.k8s.io/v1", "EndpointSlice", "default", "kubernetes");
+    slice.set_at(&["metadata", "labels", "kubernetes.io/service-name"], "kubernetes");
+    slice.set("addressType", if ip.is_ipv4() { "IPv4" } else { "IPv6" });
+    slice.set(
+        "endpoints",
+        parse(&format!(r#"[{{"addresses":["{ip}"],"conditions":{{"ready":true}}}}]"#))?,
+    );
+    slice.set("ports", parse(&ports)?);
+    replace(api, slice).await
+}
+
+/// Creates an object, or makes the one there the same.
+async fn replace(api: &Arc<Api>, object: Value) -> anyhow::Result<()> {
+    ensure(api, object.clone()).await?;
+    let request = request(api, &object)?;
+    let change = |old: Option<&Value>| {
+        let mut wanted = object.clone();
+        if let Some(metadata) = old.and_then(|o| o.get("metadata")) {
+            wanted.set("metadata", metadata.clone());
+        }
+        Ok(Change { object: wanted, pinned: false })
+    };
+    let options = options();
+    let track = Track::Update(&options);
+    api.modify(&request, change, &track, false, Vec::new())
+        .await
+        .map_err(|error| anyhow::anyhow!("{}: {error}", request.name))?;
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! Services: cluster IPs and node ports, claimed in the same transaction as the object.
+//!
+//! A cluster IP is claimed by creating its IPAddress object, as upstream does; a node port by a key of our own below
+//! `/registry/ironclad/nodeports/`. Both fail the transaction if they exist, so nothing is handed out twice.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use api::error::{ApiError, FieldErrors};
+use api::object::{Map, Value};
+use bytes::Bytes;
+
+use crate::registry::Api;
+use crate::registry::commit::Claims;
+use crate::storage::etcd::{Expect, Write};
+
+/// Random picks before a pool is searched from the start.
+const RANDOM_TRIES: usize = 32;
+const PORTS_SHELF: &str = "ironclad";
+
+/// What services may be given.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    /// First address of the service range.
+    pub(crate) base: Ipv4Addr,
+    /// Bits of its prefix.
+    pub(crate) prefix: u8,
+    pub(crate) node_ports: RangeInclusive<u16>,
+}
+
+impl Network {
+    /// Reads `a.b.c.d/n` and `from-to`.
+    ///
+    /// # Errors
+    /// Says what the text should be.
+    pub(crate) fn parse(cidr: &str, ports: &str) -> anyhow::Result<Self> {
+        let range = || anyhow::anyhow!("{cidr:?} is no IPv4 range like 10.96.0.0/16");
+        let (address, prefix) = cidr.split_once('/').ok_or_else(range)?;
+        let (address, prefix): (Ipv4Addr, u8) =
+            (address.parse().map_err(|_| range())?, prefix.parse().map_err(|_| range())?);
+        anyhow::ensure!((8..=30).contains(&prefix), "{cidr:?}: the prefix must be /8 to /30");
+        let base = Ipv4Addr::from(u32::from(address) & (u32::MAX << (32 - prefix)));
+        let bad = || anyhow::anyhow!("{ports:?} is no port range like 30000-32767");
+        let (from, to) = ports.split_once('-').ok_or_else(bad)?;
+        let node_ports = from.parse().map_err(|_| bad())?..=to.parse().map_err(|_| bad())?;
+        Ok(Self { base, prefix, node_ports })
+    }
+
+    fn size(&self) -> u32 {
+        1 << (32 - self.prefix)
+    }
+
+    /// The address of the `kubernetes` Service: the first of the range.
+    pub(crate) fn first(&self) -> Ipv4Addr {
+        self.at(1)
+    }
+
+    fn at(&self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + offset)
+    }
+
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        let offset = u32::from(address).wrapping_sub(u32::from(self.base));
+        offset > 0 && offset < self.size() - 1
+    }
+}
+
+fn ip_key(address: &str) -> Bytes {
+    format!("/registry/ipaddresses/{address}").into()
+}
+
+fn port_key(port: i64) -> Bytes {
+    format!("/registry/{PORTS_SHELF}/nodeports/{port}").into()
+}
+
+fn kind(service: &Value) -> &str {
+    service.str_at(&["spec", "type"]).unwrap_or("ClusterIP")
+}
+
+fn cluster_ip(service: &Value) -> Option<&str> {
+    let ip = service.str_at(&["spec", "clusterIP"]).unwrap_or("");
+    (!ip.is_empty() && ip != "None" && kind(service) != "ExternalName").then_some(ip)
+}
+
+/// The node ports a service holds: of its ports, and for health checks.
+fn node_ports(service: &Value) -> Vec<i64> {
+    if !matches!(kind(service), "NodePort" | "LoadBalancer") {
+        return Vec::new();
+    }
+    let ports = service.at(&["spec", "ports"]).map(Value::items).unwrap_or_default();
+    let own = ports.iter().filter_map(|p| p.int_at(&["nodePort"]));
+    let mut all: Vec<i64> =
+        own.chain(service.int_at(&["spec", "healthCheckNodePort"])).filter(|p| *p > 0).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Chooses what the service leaves open and claims it; gives back what it no longer has.
+pub(crate) async fn claim(
+    api: &Api,
+    service: &mut Value,
+    old: Option<&Value>,
+) -> Result<Claims, ApiError> {
+    let mut claims = Claims::default();
+    claim_ip(api, service, old, &mut claims)?;
+    claim_ports(api, service, old, &mut claims)?;
+    Ok(claims)
+}
+
+fn claim_ip(
+    api: &Api,
+    service: &mut Value,
+    old: Option<&Value>,
+    claims: &mut Claims,
+) -> Result<(), ApiError> {
+    let held = old.and_then(cluster_ip).map(str::to_owned);
+    if kind(service) == "ExternalName" {
+        claims.writes.extend(held.map(|ip| Write::Delete { key: ip_key(&ip) }));
+        return Ok(());
+    }
+    let wanted = service.str_at(&["spec", "clusterIP"]).unwrap_or("").to_owned();
+    if wanted == "None" || (!wanted.is_empty() && held.as_deref() == Some(wanted.as_str())) {
+        return Ok(());
+    }
+    let address = if wanted.is_empty() {
+        free_address(api).ok_or_else(|| {
+            ApiError::Internal("failed to allocate a serviceIP: range is full".into())
+        })?
+    } else {
+        given_address(api, service, &wanted)?
+    };
+    let text = address.to_string();
+    service.set_at(&["spec", "clusterIP"], text.as_str());
+    service.set_at(&["spec", "clusterIPs"], Value::Array(vec![Value::from(text.as_str())]));
+    claims.expect.push(Expect { key: ip_key(&text), revision: 0 });
+    claims.writes.push(Write::Put {
+        key: ip_key(&text),
+        value: ip_object(api, &text, service),
+        lease: 0,
+    });
+    claims.writes.extend(held.map(|ip| Write::Delete { key: ip_key(&ip) }));
+    Ok(())
+}
+
+fn free_address(api: &Api) -> Option<Ipv4Addr> {
+    let taken = api.cache.shelf("ipaddresses");
+    let network = &api.network;
+    let free = |offset: &u32| taken.get(&network.at(*offset).to_string()).is_none();
+    // The lower part of the range is left to those who choose for themselves (KEP-3070).
+    let dynamic = (network.size() / 16).clamp(16, 256).min(network.size() / 2);
+    let random = std::iter::repeat_with(|| rand::random_range(dynamic..network.size() - 1));
+    let found = random.take(RANDOM_TRIES).find(free);
+    found
+        .or_else(|| (dynamic..network.size() - 1).find(free))
+        .or_else(|| (2..dynamic).find(free))
+        .map(|offset| network.at(offset))
+}
+
+fn given_address(api: &Api, service: &Value, wanted: &str) -> Result<Ipv4Addr, ApiError> {
+    let refuse = |why: String| {
+        let mut errors = FieldErrors::new();
+        let value = Value::Array(vec![Value::from(wanted)]);
+        errors.invalid("spec.clusterIPs", value, format!("failed to allocate IP {wanted}: {why}"));
+        ApiError::invalid("", "Service", api::meta::name(service), errors)
+    };
+    let network = &api.network;
+    let address: Option<Ipv4Addr> = wanted.parse().ok();
+    let Some(address) = address.filter(|a| network.contains(*a)) else {
+        return Err(refuse(format!(
+            "the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {}/{}",
+            network.base, network.prefix
+        )));
+    };
+    if api.cache.shelf("ipaddresses").get(wanted).is_some() {
+        return Err(refuse("provided IP is already allocated".into()));
+    }
+    Ok(address)
+}
+
+/// The IPAddress object that stands for a claim.
+fn ip_object(api: &Api, address: &str, service: &Value) -> Bytes {
+    let mut object = Value::Object(Map::default());
+    object.set("apiVersion", "networking.k8s.io/v1");
+    object.set("kind", "IPAddress");
+    object.set_at(&["metadata", "name"], address);
+    object.set_at(&["metadata", "uid"], uuid::Uuid::new_v4().to_string());
+    object.set_at(&["metadata", "creationTimestamp"], api::time::format(api.clock.now()));
+    object.set_at(&["metadata", "labels", "ipaddress.kubernetes.io/ip-family"], "IPv4");
+    let managed = "ipaddress.kubernetes.io/managed-by";
+    object.set_at(&["metadata", "labels", managed], "ipallocator.k8s.io");
+    object.set_at(&["spec", "parentRef", "resource"], "services");
+    object.set_at(&["spec", "parentRef", "namespace"], api::meta::namespace(service));
+    object.set_at(&["spec", "parentRef", "name"], api::meta::name(service));
+    object.to_bytes().into()
+}
+
+fn claim_ports(
+    api: &Api,
+    service: &mut Value,
+    old: Option<&Value>,
+    claims: &mut Claims,
+) -> Result<(), ApiError> {
+    let held = old.map(node_ports).unwrap_or_default();
+    choose_ports(api, service, &held)?;
+    let wanted = node_ports(service);
+    let owner = format!("{}/{}", api::meta::namespace(service), api::meta::name(service));
+    let shelf = api.cache.shelf(PORTS_SHELF);
+    for port in wanted.iter().filter(|p| !held.contains(p)) {
+        if shelf.get(&format!("nodeports/{port}")).is_some() {
+            return Err(port_refused(service, *port, "provided port is already allocated"));
+        }
+        claims.expect.push(Expect { key: port_key(*port), revision: 0 });
+        let value = Bytes::from(owner.clone());
+        claims.writes.push(Write::Put { key: port_key(*port), value, lease: 0 });
+    }
+    let dropped = held.iter().filter(|p| !wanted.contains(p));
+    claims.writes.extend(dropped.map(|port| Write::Delete { key: port_key(*port) }));
+    Ok(())
+}
+
+/// Gives a port to each entry that has none, and refuses those outside the range.
+fn choose_ports(api: &Api, service: &mut Value, held: &[i64]) -> Result<(), ApiError> {
+    if !matches!(kind(service), "NodePort" | "LoadBalancer") {
+        return Ok(());
+    }
+    let mut used = node_ports(service);
+    let range = &api.network.node_ports;
+    for port in &used {
+        let inside = u16::try_from(*port).is_ok_and(|p| range.contains(&p));
+        if !inside && !held.contains(port) {
+            let why = format!(
+                "provided port is not in the valid range. The range of valid ports is {}-{}",
+                range.start(),
+                range.end()
+            );
+            return Err(port_refused(service, *port, &why));
+        }
+    }
+    let local = service.str_at(&["spec", "externalTrafficPolicy"]) == Some("Local");
+    let needs_health = local
+        && kind(service) == "LoadBalancer"
+        && service.int_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0;
+    let without = kind(service) == "LoadBalancer"
+        && service.bool_at(&["spec", "allocateLoadBalancerNodePorts"]) == Some(false);
+    let full = || ApiError::Internal("failed to allocate a nodePort: range is full".into());
+    if needs_health {
+        let port = free_port(api, &used).ok_or_else(full)?;
+        used.push(port);
+        service.set_at(&["spec", "healthCheckNodePort"], port);
+    }
+    let Some(ports) = service.at_mut(&["spec", "ports"]).filter(|_| !without) else {
+        return Ok(());
+    };
+    for entry in ports.items_mut() {
+        if entry.int_at(&["nodePort"]).unwrap_or(0) == 0 {
+            let port = free_port(api, &used).ok_or_else(full)?;
+            used.push(port);
+            entry.set("nodePort", port);
+        }
+    }
+    Ok(())
+}
+
+fn free_port(api: &Api, used: &[i64]) -> Option<i64> {
+    let shelf = api.cache.shelf(PORTS_SHELF);
+    let range = api.network.node_ports.clone();
+    let free = |port: &u16| {
+        !used.contains(&i64::from(*port)) && shelf.get(&format!("nodeports/{port}")).is_none()
+    };
+    let random = std::iter::repeat_with(|| rand::random_range(range.clone()));
+    random.take(RANDOM_TRIES).find(free).or_else(|| range.clone().find(free)).map(i64::from)
+}
+
+fn port_refused(service: &Value, port: i64, why: &str) -> ApiError {
+    let ports = service.at(&["spec", "ports"]).map(Value::items).unwrap_or_default();
+    let index = ports.iter().position(|p| p.int_at(&["nodePort"]) == Some(port)).unwrap_or(0);
+    let mut errors = FieldErrors::new();
+    errors.invalid(format!("spec.ports[{index}].nodePort"), port, why);
+    ApiError::invalid("", "Service", api::meta::name(service), errors)
+}
+
+/// Gives back all a deleted service had.
+pub(crate) fn release(_: &Api, service: &Value) -> Claims {
+    let mut claims = Claims::default();
+    claims.writes.extend(cluster_ip(service).map(|ip| Write::Delete { key: ip_key(ip) }));
+    let ports = node_ports(service).into_iter();
+    claims.writes.extend(ports.map(|port| Write::Delete { key: port_key(port) }));
+    claims
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_read_and_knows_its_addresses() {
+        let network = Network::parse("10.96.7.0/16", "30000-32767").unwrap();
+        assert_eq!(network.first(), Ipv4Addr::new(10, 96, 0, 1));
+        assert!(network.contains(Ipv4Addr::new(10, 96, 255, 254)));
+        assert!(!network.contains(Ipv4Addr::new(10, 96, 255, 255)));
+        assert!(!network.contains(Ipv4Addr::new(10, 97, 0, 1)));
+        assert!(Network::parse("10.96.0.0", "1-2").is_err());
+        assert!(Network::parse("10.96.0.0/16", "x").is_err());
+    }
+}

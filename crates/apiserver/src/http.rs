@@ -1,0 +1,331 @@
+//! The REST front: adapts HTTP to [`crate::request`], and answers back. Knows no kind.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::error::ApiError;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request as HttpRequest, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use tonic::body::Body as HttpBody;
+
+use crate::layers::authenticate::impersonate;
+use crate::layers::rbac::Attributes;
+use crate::registry::Api;
+use crate::request::{
+    Action, Body, DeleteOptions, FieldValidation, ListOptions, Request, WatchOptions, WriteOptions,
+};
+
+mod discovery;
+mod negotiate;
+mod path;
+mod query;
+mod render;
+mod streams;
+mod watch;
+
+use negotiate::Accepted;
+use path::{ResourcePath, Target};
+use query::Query;
+
+/// The largest body taken.
+const BODY_BYTES_MAX: usize = 3 << 20;
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(crate) type HttpResponse = Response<HttpBody>;
+
+/// Answers one request.
+pub(crate) async fn serve(
+    api: Arc<Api>,
+    ctx: daemon::Context,
+    request: HttpRequest<HttpBody>,
+) -> Result<HttpResponse, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let result = answer(&api, &ctx, &mut parts, body, accept.as_deref()).await;
+    Ok(result.unwrap_or_else(|error| render::error(&error, accept.as_deref())))
+}
+
+async fn answer(
+    api: &Arc<Api>,
+    ctx: &daemon::Context,
+    parts: &mut Parts,
+    body: HttpBody,
+    accept: Option<&str>,
+) -> Result<HttpResponse, ApiError> {
+    let user = api.authenticator.user(parts)?;
+    let user = impersonate(user, &parts.headers, &api.authorizer)?;
+    let path = parts.uri.path().to_owned();
+    let target = path::parse(&path);
+    if let Target::Resource(path) = target {
+        return resource(api, ctx, parts, body, user, path, accept).await;
+    }
+    let verb = parts.method.as_str().to_ascii_lowercase();
+    let ask = Attributes { verb: &verb, path: &path, ..Attributes::default() };
+    api.authorizer.check(&user, &ask)?;
+    match &target {
+        Target::Groups { .. } | Target::Group(_) | Target::Version { .. } => {
+            discovery::answer(api, &target, accept)
+        }
+        _ => discovery::other(api, ctx, &path, parts.uri.query().unwrap_or("")),
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // what an HTTP request consists of
+async fn resource(
+    api: &Arc<Api>,
+    ctx: &daemon::Context,
+    parts: &mut Parts,
+    body: HttpBody,
+    user: Arc<auth::User>,
+    path: ResourcePath,
+    accept: Option<&str>,
+) -> Result<HttpResponse, ApiError> {
+    let found = api.catalog.load().find(&path.group, &path.version, &path.resource).cloned();
+    let query = Query::new(parts.uri.query().unwrap_or(""));
+    let method = parts.method.clone();
+    let Some(row) = found else {
+        let verb = verb_of(&method, &path, &query).unwrap_or("");
+        let ask = Attributes {
+            verb,
+            group: &path.group,
+            resource: &path.resource,
+            subresource: &path.subresource,
+            namespace: &path.namespace,
+            name: &path.name,
+            path: "",
+        };
+        api.authorizer.check(&user, &ask)?;
+        return Err(ApiError::NoSuchPath);
+    };
+    let mut request = Request {
+        user,
+        resource: row,
+        subresource: path.subresource.clone(),
+        namespace: path.namespace.clone(),
+        name: path.name.clone(),
+        action: Action::Get { version: String::new() },
+    };
+    if streams::is_stream(&request) {
+        let api = api.clone();
+        return streams::answer(api, ctx, parts, body, request, &path, &query).await;
+    }
+    let verb = verb_of(&method, &path, &query).ok_or(ApiError::MethodNotAllowed)?;
+    let ask = Attributes { verb, ..request.attributes() };
+    api.authorizer.check(&request.user, &ask)?;
+    let accepted = negotiate::accept(accept)?;
+    request.action = action(verb, parts, body, &query, &request).await?;
+    let outcome = api.run(request.clone()).await?;
+    let mut deprecated = Vec::new();
+    deprecated.extend(render::deprecation(&request.resource));
+    finish(api, ctx, &request, outcome, accepted, &query, deprecated)
+}
+
+fn finish(
+    api: &Arc<Api>,
+    ctx: &daemon::Context,
+    request: &Request,
+    outcome: crate::request::Outcome,
+    accepted: Accepted,
+    query: &Query,
+    warnings: Vec<String>,
+) -> Result<HttpResponse, ApiError> {
+    match outcome {
+        crate::request::Outcome::Watch(watcher) => {
+            watch::answer(api, ctx, *watcher, accepted, warnings)
+        }
+        outcome => render::outcome(api, request, outcome, accepted, query, warnings),
+    }
+}
+
+/// The verb of a request by its method, path and query.
+fn verb_of(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'static str> {
+    let one = !path.name.is_empty();
+    Some(match *method {
+        Method::GET if path.watch => "watch",
+        Method::GET if one && (path.subresource.is_empty() && query.flag("watch")) => "watch",
+        Method::GET if one => "get",
+        Method::GET if query.flag("watch") => "watch",
+        Method::GET => "list",
+        Method::POST => "create",
+        Method::PUT if one => "update",
+        Method::PATCH if one => "patch",
+        Method::DELETE if one => "delete",
+        Method::DELETE => "deletecollection",
+        _ => return None,
+    })
+}
+
+async fn action(
+    verb: &str,
+    parts: &Parts,
+    body: HttpBody,
+    query: &Query,
+    request: &Request,
+) -> Result<Action, ApiError> {
+    let content = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    Ok(match verb {
+        "get" => Action::Get { version: query.text("resourceVersion") },
+        "list" => Action::List(list_options(query)?),
+        "watch" => Action::Watch(watch_options(query)?),
+        "create" => {
+            let options = write_options(parts, query)?;
+            let format = negotiate::content(content)?;
+            Action::Create { body: Body { bytes: read(body).await?, format }, options }
+        }
+        "update" => {
+            let options = write_options(parts, query)?;
+            let format = negotiate::content(content)?;
+            Action::Update { body: Body { bytes: read(body).await?, format }, options }
+        }
+        "patch" => {
+            let (kind, format) = negotiate::patch(content)?;
+            let mut options = write_options(parts, query)?;
+            if kind == crate::request::PatchType::Apply && !options.manager_given {
+                options.manager.clear();
+            }
+            let force = query.flag("force");
+            if force && kind != crate::request::PatchType::Apply {
+                let mut errors = api::error::FieldErrors::new();
+                errors.forbidden("force", "may not be specified for non-apply patch");
+                return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", errors));
+            }
+            let bytes = read(body).await?;
+            Action::Patch { kind, body: Body { bytes, format }, force, options }
+        }
+        "delete" => Action::Delete(delete_options(query, read(body).await?, content)?),
+        "deletecollection" => Action::DeleteCollection {
+            list: list_options(query)?,
+            options: delete_options(query, read(body).await?, content)?,
+        },
+        _ => {
+            let _ = request;
+            return Err(ApiError::MethodNotAllowed);
+        }
+    })
+}
+
+/// Reads a body of bounded size in bounded time.
+async fn read(body: HttpBody) -> Result<Bytes, ApiError> {
+    let limited = Limited::new(body, BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, limited).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(
+            ApiError::TooLarge(format!("limit is {BODY_BYTES_MAX}")),
+        ),
+        Ok(Err(error)) => Err(ApiError::BadRequest(error.to_string())),
+        Err(_) => Err(ApiError::Timeout {
+            message: "the request body took too long".into(),
+            retry_after_s: None,
+        }),
+    }
+}
+
+fn list_options(query: &Query) -> Result<ListOptions, ApiError> {
+    Ok(ListOptions {
+        labels: query.text("labelSelector"),
+        fields: query.text("fieldSelector"),
+        limit: usize::try_from(query.int("limit")?.unwrap_or(0)).unwrap_or(0),
+        continue_token: query.text("continue"),
+        version: query.text("resourceVersion"),
+        version_match: query.text("resourceVersionMatch"),
+    })
+}
+
+fn watch_options(query: &Query) -> Result<WatchOptions, ApiError> {
+    let timeout = query.int("timeoutSeconds")?.filter(|s| *s > 0).unwrap_or_else(|| {
+        // Spread, so that watches of one start do not all end at once.
+        rand::random_range(1800..3600)
+    });
+    Ok(WatchOptions {
+        list: list_options(query)?,
+        bookmarks: query.flag("allowWatchBookmarks"),
+        initial_events: query.flag("sendInitialEvents"),
+        timeout: u64::try_from(timeout).ok().map(Duration::from_secs),
+    })
+}
+
+fn write_options(parts: &Parts, query: &Query) -> Result<WriteOptions, ApiError> {
+    let mut errors = api::error::FieldErrors::new();
+    let kind = match parts.method {
+        Method::POST => "CreateOptions",
+        Method::PUT => "UpdateOptions",
+        _ => "PatchOptions",
+    };
+    let dry_run = query.all("dryRun");
+    if dry_run.iter().any(|d| d != "All") {
+        let value: Vec<api::Value> = dry_run.iter().map(|d| d.as_str().into()).collect();
+        errors.not_supported("dryRun", api::Value::Array(value), &["All"]);
+    }
+    let validation = match query.text("fieldValidation").as_str() {
+        "" | "Warn" => FieldValidation::Warn,
+        "Ignore" => FieldValidation::Ignore,
+        "Strict" => FieldValidation::Strict,
+        other => {
+            errors.not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
+            FieldValidation::Warn
+        }
+    };
+    let given = query.text("fieldManager");
+    if given.len() > 128 {
+        errors.too_long("fieldManager", 128);
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid("meta.k8s.io", kind, "", errors));
+    }
+    let agent = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let manager_given = !given.is_empty();
+    let manager =
+        if manager_given { given } else { agent.split('/').next().unwrap_or("").to_owned() };
+    let manager = if manager.is_empty() { "unknown".to_owned() } else { manager };
+    Ok(WriteOptions { dry_run: !dry_run.is_empty(), manager, manager_given, validation })
+}
+
+/// Deletion options come in the body, or in the query where there is none.
+fn delete_options(
+    query: &Query,
+    body: Bytes,
+    content: Option<&str>,
+) -> Result<DeleteOptions, ApiError> {
+    let mut options = DeleteOptions {
+        grace_s: query.int("gracePeriodSeconds")?,
+        propagation: Some(query.text("propagationPolicy")).filter(|p| !p.is_empty()),
+        dry_run: query.all("dryRun").iter().any(|d| d == "All"),
+        ..DeleteOptions::default()
+    };
+    if let Some(orphan) = query.get("orphanDependents") {
+        options.propagation = Some(if orphan == "true" { "Orphan" } else { "Background" }.into());
+    }
+    if !body.is_empty() {
+        let format = negotiate::content(content)?;
+        let value = render::delete_body(&body, format)?;
+        let text = |path: &[&str]| value.str_at(path).map(str::to_owned);
+        options.uid = text(&["preconditions", "uid"]);
+        options.version = text(&["preconditions", "resourceVersion"]);
+        options.grace_s = value.int_at(&["gracePeriodSeconds"]).or(options.grace_s);
+        options.propagation = text(&["propagationPolicy"]).or(options.propagation);
+        match value.bool_at(&["orphanDependents"]) {
+            Some(true) => options.propagation = Some("Orphan".into()),
+            Some(false) => options.propagation = Some("Background".into()),
+            None => {}
+        }
+        options.dry_run |= value.at(&["dryRun"]).is_some_and(|d| !d.items().is_empty());
+    }
+    Ok(options)
+}
+
+/// A response with a body of known length.
+pub(crate) fn full(
+    code: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> HttpResponse {
+    let mut response = Response::new(HttpBody::new(Full::new(body.into())));
+    *response.status_mut() = code;
+    let value = header::HeaderValue::from_static(content_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
+}
