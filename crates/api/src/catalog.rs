@@ -28,6 +28,8 @@ mod storage;
 pub type Rules = fn(new: &Value, old: Option<&Value>, errs: &mut FieldErrors);
 /// Completes an object beyond what its schema's defaults do.
 pub type Defaults = fn(&mut Value);
+/// Takes from the old object what an update may not change.
+pub type Keep = fn(new: &mut Value, old: &Value);
 /// Turns an object of this version into the storage version, or back.
 pub type Convert = fn(&mut Value);
 /// Warnings for a valid object: deprecated fields, duplicates.
@@ -153,6 +155,12 @@ pub struct Resource {
     pub generation: Generation,
     /// Objects have a `status` that only the status subresource writes.
     pub status_reset: bool,
+    /// Creation drops a status that was sent (nodes keep theirs).
+    pub resets_status_on_create: bool,
+    /// What creation does beyond the common: runs with identity set and status reset.
+    pub on_create: Option<Defaults>,
+    /// What an update keeps from the old object beyond the common.
+    pub on_update: Option<Keep>,
     /// PUT on a name that does not exist creates.
     pub create_on_update: bool,
     /// An update must carry a resourceVersion.
@@ -193,6 +201,11 @@ impl Resource {
     /// The subresource of this name.
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|s| s.name == name)
+    }
+
+    /// Whether it offers more field labels than name and namespace.
+    pub fn has_own_field_labels(&self) -> bool {
+        self.selectable.iter().any(|f| !f.label.starts_with("metadata."))
     }
 
     /// Whether `verb` is served on the main resource.
@@ -376,6 +389,9 @@ pub(crate) struct Row {
     status_reset: bool,
     create_on_update: bool,
     update_needs_version: bool,
+    resets_status_on_create: bool,
+    on_create: Option<Defaults>,
+    on_update: Option<Keep>,
     storage: (&'static str, &'static str),
     convert: Option<(Convert, Convert)>,
     defaults: Option<Defaults>,
@@ -418,6 +434,9 @@ impl Row {
             status_reset: false,
             create_on_update: false,
             update_needs_version: false,
+            resets_status_on_create: true,
+            on_create: None,
+            on_update: None,
             storage: gv,
             convert: None,
             defaults: None,
@@ -530,6 +549,22 @@ impl Row {
         self
     }
 
+    /// Creation keeps the status that was sent.
+    pub(crate) const fn keeps_status(mut self) -> Self {
+        self.resets_status_on_create = false;
+        self
+    }
+
+    pub(crate) const fn on_create(mut self, f: Defaults) -> Self {
+        self.on_create = Some(f);
+        self
+    }
+
+    pub(crate) const fn on_update(mut self, f: Keep) -> Self {
+        self.on_update = Some(f);
+        self
+    }
+
     /// Stored in the form of another group and version.
     pub(crate) const fn stored_as(
         mut self,
@@ -597,6 +632,9 @@ impl Row {
             status_reset: self.status_reset,
             create_on_update: self.create_on_update,
             update_needs_version: self.update_needs_version,
+            resets_status_on_create: self.resets_status_on_create,
+            on_create: self.on_create,
+            on_update: self.on_update,
             defaults: self.defaults,
             rules: self.rules,
             status_rules: self.status_rules,

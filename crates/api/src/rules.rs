@@ -1,5 +1,7 @@
 //! Validation: of metadata for all kinds, and one function per kind in the modules below.
 
+pub mod pod;
+
 use crate::catalog::Resource;
 use crate::error::FieldErrors;
 use crate::object::Value;

@@ -1,8 +1,9 @@
 //! What a write may touch: fields the server owns, status against spec, generation.
 
-use crate::catalog::Resource;
-use crate::object::Value;
-use crate::time::Timestamp;
+use crate::catalog::{Generation, Resource};
+use crate::meta;
+use crate::object::{Map, Value};
+use crate::time::{self, Timestamp};
 
 /// What the server gives a new object.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +20,201 @@ pub struct Birth<'a> {
 
 /// Prepares an object for creation: server-owned metadata set, status reset, generation started, name generated.
 pub fn prepare_for_create(object: &mut Value, resource: &Resource, birth: Birth<'_>) {
-    let _ = (object, resource, birth);
+    let generated = meta::name(object).is_empty() && !meta::generate_name(object).is_empty();
+    if generated {
+        let name = crate::name::generate(meta::generate_name(object), birth.random);
+        meta::set(object, "name", name);
+    }
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"]
+    {
+        meta::set(object, field, Value::Null);
+    }
+    if resource.namespaced && meta::namespace(object).is_empty() {
+        meta::set(object, "namespace", birth.namespace);
+    }
+    meta::set(object, "uid", birth.uid);
+    meta::set(object, "creationTimestamp", time::format(birth.now));
+    if resource.generation != Generation::None {
+        meta::set(object, "generation", 1_i64);
+    }
+    if resource.status_reset && resource.resets_status_on_create {
+        object.remove("status");
+    }
+    if let Some(f) = resource.on_create {
+        f(object);
+    }
+    settle(object, resource);
 }
 
 /// Prepares an update of the main resource: server-owned metadata and status taken from `old`, generation counted.
 pub fn prepare_for_update(new: &mut Value, old: &Value, resource: &Resource) {
-    let _ = (new, old, resource);
+    keep_metadata(new, old, resource);
+    if resource.status_reset {
+        take(new, old, "status");
+    }
+    if let Some(f) = resource.on_update {
+        f(new, old);
+    }
+    settle(new, resource);
+    if generation_counts(new, old, resource) {
+        meta::set(new, "generation", meta::generation(old) + 1);
+    }
 }
 
 /// Prepares an update through `status`: all but status (and the metadata status writes may touch) taken from `old`.
 pub fn prepare_for_status_update(new: &mut Value, old: &Value, resource: &Resource) {
-    let _ = (new, old, resource);
+    keep_metadata(new, old, resource);
+    let names: Vec<String> = new
+        .members()
+        .chain(old.members())
+        .map(|(k, _)| k.to_owned())
+        .filter(|k| k != "metadata" && k != "status")
+        .collect();
+    for name in names {
+        take(new, old, &name);
+    }
+    if resource.custom {
+        let managed = new["metadata"]["managedFields"].clone();
+        take(new, old, "metadata");
+        meta::set(new, "managedFields", managed);
+        return;
+    }
+    let kept: &[&str] = match resource.plural.as_ref() {
+        "pods" => &["ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds"],
+        "deployments" => &["labels"],
+        _ => &[],
+    };
+    for field in kept {
+        meta::set(new, field, old["metadata"][*field].clone());
+    }
+    settle(new, resource);
+}
+
+/// Takes one top-level member from `old`.
+fn take(new: &mut Value, old: &Value, name: &str) {
+    match old.get(name) {
+        Some(v) => new.set(name, v.clone()),
+        None => {
+            new.remove(name);
+        }
+    }
+}
+
+/// Canonical form again after fields were dropped.
+fn settle(object: &mut Value, resource: &Resource) {
+    if !resource.custom {
+        crate::defaults::canonicalize(object, &resource.schema);
+    }
+}
+
+fn keep_metadata(new: &mut Value, old: &Value, resource: &Resource) {
+    if resource.namespaced && meta::namespace(new).is_empty() {
+        meta::set(new, "namespace", meta::namespace(old));
+    }
+    meta::set(new, "selfLink", Value::Null);
+    for field in ["uid", "creationTimestamp", "deletionGracePeriodSeconds", "name"] {
+        if !new["metadata"].has(field) && old["metadata"].has(field) {
+            meta::set(new, field, old["metadata"][field].clone());
+        }
+    }
+    for field in ["generation", "deletionTimestamp"] {
+        if field == "generation" || old["metadata"].has(field) {
+            meta::set(new, field, old["metadata"][field].clone());
+        }
+    }
+}
+
+fn generation_counts(new: &Value, old: &Value, resource: &Resource) -> bool {
+    let annotations = |v: &Value| v["metadata"]["annotations"].clone();
+    match resource.generation {
+        Generation::None => false,
+        Generation::Spec => desired_differs(new, old, resource),
+        Generation::SpecAndAnnotations => {
+            desired_differs(new, old, resource) || annotations(new) != annotations(old)
+        }
+    }
+}
+
+/// Whether anything but metadata and status differs.
+fn desired_differs(new: &Value, old: &Value, resource: &Resource) -> bool {
+    let empty = Map::new();
+    let (a, b) = (new.as_object().unwrap_or(&empty), old.as_object().unwrap_or(&empty));
+    let counts = |k: &str| {
+        !(matches!(k, "metadata" | "apiVersion" | "kind")
+            || (k == "status" && (resource.status_reset || !resource.custom)))
+    };
+    let same = |k: &str| a.get(k) == b.get(k);
+    !a.keys().chain(b.keys()).filter(|k| counts(k)).all(same)
+}
+
+/// What single kinds do when they are created or changed.
+pub(crate) mod kinds {
+    use super::*;
+
+    /// Namespaces wait for their content before they go.
+    pub(crate) fn namespace_create(v: &mut Value) {
+        v.set("status", crate::json!({"phase": "Active"}));
+        let list = v["spec"]["finalizers"].items();
+        if !list.iter().any(|f| f.text() == "kubernetes") {
+            let mut list = list.to_vec();
+            list.push(Value::from("kubernetes"));
+            v.set_at(&["spec", "finalizers"], list);
+        }
+    }
+
+    /// The spec of a namespace (its finalizers) changes only by `finalize`.
+    pub(crate) fn namespace_update(new: &mut Value, old: &Value) {
+        take(new, old, "spec");
+    }
+
+    /// Pods start as pending with their class of service.
+    pub(crate) fn pod_create(v: &mut Value) {
+        let class = crate::rules::pod::qos_class(&v["spec"]);
+        v.set("status", crate::json!({"phase": "Pending", "qosClass": class}));
+        if !v["spec"]["schedulingGates"].is_empty() {
+            v.set_at(
+                &["status", "conditions"],
+                crate::json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                    "message": "Scheduling is blocked due to non-empty scheduling gates"}]),
+            );
+        }
+    }
+
+    /// Jobs get a selector of their own.
+    pub(crate) fn job_create(v: &mut Value) {
+        if v["spec"]["manualSelector"].as_bool() == Some(true) {
+            return;
+        }
+        let (uid, name) = (meta::uid(v).to_owned(), meta::name(v).to_owned());
+        for (key, value) in [
+            ("controller-uid", &uid),
+            ("batch.kubernetes.io/controller-uid", &uid),
+            ("job-name", &name),
+            ("batch.kubernetes.io/job-name", &name),
+        ] {
+            let path = ["spec", "template", "metadata", "labels", key];
+            if v.at(&path).is_none() {
+                v.set_at(&path, value);
+            }
+        }
+        let key = "batch.kubernetes.io/controller-uid";
+        v.set_at(&["spec", "selector", "matchLabels", key], uid);
+    }
+
+    /// Volumes and claims wait to be bound.
+    pub(crate) fn pending(v: &mut Value) {
+        v.set("status", crate::json!({"phase": "Pending"}));
+    }
+
+    /// A definition knows from the start which names and versions it will serve.
+    pub(crate) fn definition_create(v: &mut Value) {
+        let stored =
+            v["spec"]["versions"].items().iter().find(|x| x["storage"].as_bool() == Some(true));
+        let stored: Vec<Value> = stored.map(|x| x["name"].clone()).into_iter().collect();
+        if stored.is_empty() {
+            return;
+        }
+        v.set("status", Value::object());
+        v.set_at(&["status", "storedVersions"], stored);
+    }
 }

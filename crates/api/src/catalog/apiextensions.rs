@@ -2,6 +2,7 @@
 
 use super::{Generation, RW, Row};
 use crate::defaults::kinds;
+use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[Row::cluster(
     "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1",
@@ -16,4 +17,5 @@ pub(super) const ROWS: &[Row] = &[Row::cluster(
 .status()
 .prefix("apiextensions.k8s.io/customresourcedefinitions")
 .generation(Generation::Spec)
+.on_create(strategy::definition_create)
 .defaults(kinds::custom_resource_definition)];

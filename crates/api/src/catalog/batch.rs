@@ -2,6 +2,7 @@
 
 use super::{Generation, RW, Row};
 use crate::defaults::kinds;
+use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "CronJob", "cronjobs", "cronjob")
@@ -17,5 +18,6 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .selectable(&[("status.successful", "status.succeeded")])
         .generation(Generation::Spec)
+        .on_create(strategy::job_create)
         .defaults(kinds::job),
 ];

@@ -2,6 +2,7 @@
 
 use super::{Generation, NameRule, RW, Row};
 use crate::defaults::{kinds, pod};
+use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Binding", "bindings", "binding").transient(),
@@ -45,6 +46,8 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .selectable(&[("status.phase", "")])
         .names(NameRule::Label)
+        .on_create(strategy::namespace_create)
+        .on_update(strategy::namespace_update)
         .defaults(kinds::namespace),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Node", "nodes", "node")
         .short(&["no"])
@@ -55,6 +58,7 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .prefix("minions")
         .selectable(&[("spec.unschedulable", "")])
+        .keeps_status()
         .defaults(kinds::node),
     Row::namespaced(
         "io.k8s.api.core.v1",
@@ -66,6 +70,7 @@ pub(super) const ROWS: &[Row] = &[
     .short(&["pvc"])
     .sub(&[("status", "PersistentVolumeClaim", RW)])
     .status()
+    .on_create(strategy::pending)
     .defaults(kinds::persistent_volume_claim),
     Row::cluster(
         "io.k8s.api.core.v1",
@@ -77,6 +82,7 @@ pub(super) const ROWS: &[Row] = &[
     .short(&["pv"])
     .sub(&[("status", "PersistentVolume", RW)])
     .status()
+    .on_create(strategy::pending)
     .defaults(kinds::persistent_volume),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Pod", "pods", "pod")
         .short(&["po"])
@@ -107,6 +113,7 @@ pub(super) const ROWS: &[Row] = &[
             ("status.podIPs", ""),
         ])
         .generation(Generation::Spec)
+        .on_create(strategy::pod_create)
         .defaults(pod::pod),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate")
         .defaults(kinds::pod_template),

@@ -1,9 +1,20 @@
-//! Server-side apply and the tracking of field owners (`metadata.managedFields`).
+//! Server-side apply and the record of field owners (`metadata.managedFields`).
+//!
+//! Upstream's order is kept: a write is tracked when the object has its defaults and before admission and strategy
+//! change it further, so nobody owns what the server itself adds.
 
+use super::fields::{Set, field};
+use super::typed::{self, Comparison, Kind};
 use crate::catalog::Resource;
-use crate::error::Result;
+use crate::error::{ApiError, ApplyConflict, Result};
 use crate::object::Value;
-use crate::time::Timestamp;
+use crate::time::{self, Timestamp};
+
+/// Owner of what was there before the first apply.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+/// Owner of the oldest updates once there are too many.
+const ANCIENT: &str = "ancient-changes";
+const UPDATE_MANAGERS_MAX: usize = 10;
 
 /// Who writes, and when.
 #[derive(Clone, Copy, Debug)]
@@ -16,10 +27,299 @@ pub struct Writer<'a> {
     pub now: Timestamp,
 }
 
-/// Applies `patch` (a parsed apply configuration without managedFields) to `live` (`None` creates).
+/// One entry of managedFields.
+#[derive(Clone, Debug, PartialEq)]
+struct Owner {
+    manager: String,
+    applied: bool,
+    api_version: String,
+    subresource: String,
+    time: String,
+    set: Set,
+}
+
+impl Owner {
+    fn is(&self, other: &Owner) -> bool {
+        self.manager == other.manager
+            && self.applied == other.applied
+            && self.api_version == other.api_version
+            && self.subresource == other.subresource
+    }
+
+    /// The name in conflict messages.
+    fn display(&self) -> String {
+        let mut out = format!("{:?}", self.manager);
+        if !self.subresource.is_empty() {
+            out.push_str(&format!(" with subresource {:?}", self.subresource));
+        }
+        if !self.applied {
+            out.push_str(&format!(" using {}", self.api_version));
+        }
+        out
+    }
+}
+
+fn read_owners(v: &Value) -> Vec<Owner> {
+    let entries = v["metadata"]["managedFields"].items().iter();
+    let known = entries.filter(|e| matches!(e["operation"].text(), "Apply" | "Update"));
+    let owners = known.map(|e| Owner {
+        manager: e["manager"].text().to_owned(),
+        applied: e["operation"].text() == "Apply",
+        api_version: e["apiVersion"].text().to_owned(),
+        subresource: e["subresource"].text().to_owned(),
+        time: e["time"].text().to_owned(),
+        set: Set::from_value(&e["fieldsV1"]),
+    });
+    owners.filter(|o| !o.set.is_empty()).collect()
+}
+
+/// Whether all entries could be understood; an update with others keeps the stored record.
+fn owners_valid(v: &Value) -> bool {
+    v["metadata"]["managedFields"].items().iter().all(|e| {
+        matches!(e["operation"].text(), "Apply" | "Update")
+            && e["fieldsType"].text() == "FieldsV1"
+            && !e["apiVersion"].text().is_empty()
+    })
+}
+
+fn write_owners(v: &mut Value, mut owners: Vec<Owner>) {
+    owners.retain(|o| !o.set.is_empty());
+    owners.sort_by(|a, b| {
+        let key = |o: &Owner| {
+            (
+                !o.applied,
+                o.time.clone(),
+                o.manager.clone(),
+                o.api_version.clone(),
+                o.subresource.clone(),
+            )
+        };
+        key(a).cmp(&key(b))
+    });
+    let entries = owners.into_iter().map(|o| {
+        let mut e = crate::object::Map::with_capacity(7);
+        e.insert("apiVersion", o.api_version);
+        e.insert("fieldsType", "FieldsV1");
+        e.insert("fieldsV1", o.set.to_value());
+        e.insert("manager", o.manager);
+        e.insert("operation", if o.applied { "Apply" } else { "Update" });
+        if !o.subresource.is_empty() {
+            e.insert("subresource", o.subresource);
+        }
+        e.insert("time", o.time);
+        Value::Object(e)
+    });
+    let entries: Vec<Value> = entries.collect();
+    crate::meta::set(v, "managedFields", entries);
+}
+
+/// Metadata that nobody owns.
+const UNOWNED: [&str; 9] = [
+    "f:name",
+    "f:namespace",
+    "f:creationTimestamp",
+    "f:selfLink",
+    "f:uid",
+    "f:clusterName",
+    "f:generation",
+    "f:managedFields",
+    "f:resourceVersion",
+];
+
+fn strip(set: &mut Set) {
+    for path in ["f:apiVersion", "f:kind"] {
+        set.cut(&[path]);
+    }
+    for name in UNOWNED {
+        set.cut(&["f:metadata", name]);
+    }
+    set.drop_path(&["f:metadata"]);
+}
+
+/// Fields that a write through `subresource` cannot change, hence does not own.
+fn strip_reset(set: &mut Set, resource: &Resource, subresource: &str) {
+    match subresource {
+        "" if resource.status_reset => set.cut(&["f:status"]),
+        "status" if resource.custom => {
+            let status = set.below.remove("f:status");
+            set.below.clear();
+            if let Some(status) = status {
+                set.below.insert("f:status".into(), status);
+            }
+        }
+        "status" => {
+            set.cut(&["f:spec"]);
+            match resource.plural.as_ref() {
+                "pods" => {
+                    set.cut(&["f:metadata", "f:deletionTimestamp"]);
+                    set.cut(&["f:metadata", "f:ownerReferences"]);
+                }
+                "deployments" => set.cut(&["f:metadata", "f:labels"]),
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The object without what is never compared.
+fn bare(v: &Value) -> Value {
+    let mut v = v.clone();
+    v.remove_at(&["metadata", "managedFields"]);
+    v
+}
+
+/// What a server compares a new object with: an empty one of its type.
+fn blank(resource: &Resource) -> Value {
+    let mut v = Value::object();
+    if !resource.custom {
+        crate::defaults::canonicalize(&mut v, &resource.schema);
+    }
+    v.set("apiVersion", resource.api_version());
+    v.set("kind", resource.kind.as_ref());
+    v
+}
+
+/// What an update changed: all that the writer comes to own, and what is gone.
+fn changes(old: &Value, new: &Value, resource: &Resource, subresource: &str) -> (Set, Set) {
+    let mut c = Comparison::default();
+    typed::compare(Kind::Struct(&resource.schema), Some(old), Some(new), &mut c);
+    let mut taken = c.added;
+    taken.union(&c.modified);
+    let mut removed = c.removed;
+    for set in [&mut taken, &mut removed] {
+        strip(set);
+        strip_reset(set, resource, subresource);
+    }
+    (taken, removed)
+}
+
+/// Takes `taken` and `removed` from all owners but `me`.
+fn settle(owners: &mut Vec<Owner>, me: &Owner, taken: &Set, removed: &Set) {
+    for o in owners.iter_mut().filter(|o| !o.is(me)) {
+        o.set.subtract(taken);
+        o.set.subtract(removed);
+    }
+    owners.retain(|o| !o.set.is_empty());
+}
+
+fn update(
+    owners: &mut Vec<Owner>,
+    old: &Value,
+    new: &Value,
+    resource: &Resource,
+    writer: Writer<'_>,
+) {
+    let (taken, removed) = changes(old, new, resource, writer.subresource);
+    let mut me = Owner {
+        manager: writer.manager.to_owned(),
+        applied: false,
+        api_version: resource.api_version(),
+        subresource: writer.subresource.to_owned(),
+        time: time::format(writer.now),
+        set: Set::default(),
+    };
+    settle(owners, &me, &taken, &removed);
+    match owners.iter_mut().find(|o| o.is(&me)) {
+        Some(mine) => {
+            mine.set.subtract(&removed);
+            if !taken.is_empty() {
+                mine.set.union(&taken);
+                mine.time = me.time;
+            }
+        }
+        None if !taken.is_empty() => {
+            me.set = taken;
+            owners.push(me);
+        }
+        None => {}
+    }
+    cap(owners);
+}
+
+/// The oldest update owners of each version become one when there are too many.
+fn cap(owners: &mut Vec<Owner>) {
+    loop {
+        let mut updates: Vec<usize> = (0..owners.len()).filter(|i| !owners[*i].applied).collect();
+        if updates.len() <= UPDATE_MANAGERS_MAX {
+            return;
+        }
+        updates.sort_by(|a, b| owners[*a].time.cmp(&owners[*b].time));
+        let Some(oldest) = updates.into_iter().find(|i| owners[*i].manager != ANCIENT) else {
+            return;
+        };
+        let mut old = owners.remove(oldest);
+        ANCIENT.clone_into(&mut old.manager);
+        old.subresource.clear();
+        match owners.iter_mut().find(|o| o.is(&old)) {
+            Some(ancient) => {
+                ancient.set.union(&old.set);
+                ancient.time = old.time;
+            }
+            None => owners.push(old),
+        }
+    }
+}
+
+/// Keeps the stored record, times included, where a write changed nothing.
+fn settle_times(old: Option<&Value>, new: &mut Value) {
+    let Some(old) = old else { return };
+    let timeless = |v: &Value| -> Vec<Value> {
+        let list = v["metadata"]["managedFields"].items().iter();
+        let mut list: Vec<Value> = list
+            .map(|e| {
+                let mut e = e.clone();
+                e.remove("time");
+                e
+            })
+            .collect();
+        list.sort_by_key(Value::to_bytes);
+        list
+    };
+    if timeless(old) == timeless(new) && bare(old) == bare(new) {
+        let stored = old["metadata"]["managedFields"].clone();
+        crate::meta::set(new, "managedFields", stored);
+    }
+}
+
+/// Brings managedFields of `new` up to date after any write but an apply.
 ///
-/// The result has no defaults yet and its managedFields name the applied set; run the usual write path on it, then
-/// `finish`.
+/// Call it when `new` has its defaults, before admission. `old` is the stored object, `None` on create. A status
+/// write passes the object as received, with the subresource in `writer`.
+pub fn track_update(old: Option<&Value>, new: &mut Value, resource: &Resource, writer: Writer<'_>) {
+    let sent = new["metadata"]["managedFields"].items();
+    let reset = sent.len() == 1 && sent[0].members().next().is_none();
+    let mut owners = match old {
+        Some(_) if reset => Vec::new(),
+        Some(old) if sent.is_empty() || !writer.subresource.is_empty() || !owners_valid(new) => {
+            read_owners(old)
+        }
+        Some(_) => read_owners(new),
+        None => Vec::new(),
+    };
+    if old.is_some() && owners.is_empty() {
+        // Nobody applied yet and the record was dropped or never kept: it stays away.
+        crate::meta::set(new, "managedFields", Value::Null);
+        return;
+    }
+    let fresh;
+    let old_value = match old {
+        Some(o) => o,
+        None => {
+            fresh = blank(resource);
+            &fresh
+        }
+    };
+    let (old_bare, new_bare) = (bare(old_value), bare(new));
+    update(&mut owners, &old_bare, &new_bare, resource, writer);
+    write_owners(new, owners);
+    settle_times(old, new);
+}
+
+/// Applies `patch` (an apply configuration as parsed, not yet pruned) to `live` (`None` creates).
+///
+/// The result carries its managedFields and lacks defaults: run defaults on it, then the rest of the write path
+/// (not `track_update`), then `settle_unchanged`.
 pub fn apply(
     live: Option<&Value>,
     patch: &Value,
@@ -27,17 +327,94 @@ pub fn apply(
     writer: Writer<'_>,
     force: bool,
 ) -> Result<Value> {
-    let _ = (live, resource, writer, force);
-    Ok(patch.clone())
+    let kind = Kind::Struct(&resource.schema);
+    let mut config = bare(patch);
+    check_config(&config, resource)?;
+    config.remove_at(&["metadata", "creationTimestamp"]);
+    let mut owners = live.map(read_owners).unwrap_or_default();
+    let base = match live {
+        Some(live) => bare(live),
+        None => blank(resource),
+    };
+    if let Some(live) = live
+        && owners.is_empty()
+    {
+        let before = Writer { manager: BEFORE_FIRST_APPLY, subresource: "", ..writer };
+        update(&mut owners, &blank(resource), &bare(live), resource, before);
+    }
+    let mut me = Owner {
+        manager: writer.manager.to_owned(),
+        applied: true,
+        api_version: resource.api_version(),
+        subresource: writer.subresource.to_owned(),
+        time: time::format(writer.now),
+        set: typed::to_set(kind, &config),
+    };
+    strip(&mut me.set);
+    strip_reset(&mut me.set, resource, writer.subresource);
+    let last = owners.iter().position(|o| o.is(&me)).map(|i| owners.remove(i));
+    let mut merged = typed::merge(kind, Some(&base), &config);
+    if let Some(last) = &last {
+        let mut keep = me.set.clone();
+        owners.iter().for_each(|o| keep.union(&o.set));
+        // Identity and type stay whatever is owned.
+        for path in ["f:apiVersion", "f:kind", "f:metadata"] {
+            keep.child(path).here = true;
+        }
+        typed::prune(kind, &mut merged, &last.set, &keep);
+    }
+    let (taken, removed) = changes(&base, &merged, resource, writer.subresource);
+    if !force {
+        refuse_conflicts(&owners, &taken)?;
+    }
+    settle(&mut owners, &me, &taken, &removed);
+    if let Some(last) = last.filter(|l| l.set == me.set && taken.is_empty() && removed.is_empty()) {
+        me.time = last.time;
+    }
+    owners.push(me);
+    write_owners(&mut merged, owners);
+    Ok(merged)
 }
 
-/// Brings managedFields of `new` up to date after any other write by `writer`; call it when `new` has its defaults
-/// and is about to be stored. `old` is the stored object, `None` on create.
-pub fn track_update(old: Option<&Value>, new: &mut Value, resource: &Resource, writer: Writer<'_>) {
-    let _ = (old, new, resource, writer);
+/// After an apply that changed nothing, gives the object its stored record back, times included.
+pub fn settle_unchanged(old: Option<&Value>, new: &mut Value) {
+    settle_times(old, new);
 }
 
-/// The same after an apply: `new` is the applied object with defaults and admission changes.
-pub fn track_apply(old: Option<&Value>, new: &mut Value, resource: &Resource, writer: Writer<'_>) {
-    let _ = (old, new, resource, writer);
+fn check_config(config: &Value, resource: &Resource) -> Result<()> {
+    typed::check(Kind::Struct(&resource.schema), config, "").map_err(|e| {
+        ApiError::Unexpected(format!(
+            "failed to create typed patch object ({}/{}; {}, Kind={}): {e}",
+            crate::meta::namespace(config),
+            crate::meta::name(config),
+            if resource.group.is_empty() {
+                format!("/{}", resource.version)
+            } else {
+                resource.api_version()
+            },
+            resource.kind
+        ))
+    })
+}
+
+fn refuse_conflicts(owners: &[Owner], taken: &Set) -> Result<()> {
+    let mut list = Vec::new();
+    for o in owners {
+        let both = o.set.intersection(taken);
+        list.extend(
+            both.render().into_iter().map(|field| ApplyConflict { manager: o.display(), field }),
+        );
+    }
+    if list.is_empty() { Ok(()) } else { Err(ApiError::ApplyConflicts(list)) }
+}
+
+/// The fields a manager owns, for tests and for `kubectl`-like views.
+pub fn owned_by(v: &Value, manager: &str) -> Set {
+    let mut out = Set::default();
+    for o in read_owners(v).iter().filter(|o| o.manager == manager) {
+        out.union(&o.set);
+    }
+    out.below.entry(field("none")).or_default();
+    out.cut(&["f:none"]);
+    out
 }
