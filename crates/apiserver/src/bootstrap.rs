@@ -137,7 +137,7 @@ async fn replace(api: &Arc<Api>, object: Value) -> anyhow::Result<()> {
         if let Some(metadata) = old.and_then(|o| o.get("metadata")) {
             wanted.set("metadata", metadata.clone());
         }
-        Ok(Change { object: wanted, pinned: false })
+        Ok(Change::to(wanted))
     };
     let options = options();
     let track = Track::Update(&options);

@@ -143,6 +143,8 @@ pub(crate) fn prepare_subresource(
             namespace::prepare_finalize(object, old);
             Ok(())
         }
+        // The change itself touches nothing else.
+        ("pods", "binding") => Ok(()),
         ("pods", "ephemeralcontainers") => {
             pod::prepare_ephemeral(object, old);
             Ok(())

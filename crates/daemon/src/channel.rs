@@ -14,8 +14,13 @@ use crate::tls::ClientTls;
 /// The error of a transport.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A call that never reached the other side, or whose answer never came back.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct TransportError(BoxError);
+
 /// A transport for generated gRPC clients, whatever is behind it.
-pub type Channel = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+pub type Channel = BoxCloneSyncService<Request<Body>, Response<Body>, TransportError>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -43,7 +48,8 @@ pub fn connect(url: &str, tls: Option<&ClientTls>) -> anyhow::Result<Channel> {
         }
         endpoint = endpoint.tls_config(config).with_context(|| format!("TLS towards {url}"))?;
     }
-    let channel = ServiceBuilder::new().map_err(BoxError::from).service(endpoint.connect_lazy());
+    let wrap = |error: tonic::transport::Error| TransportError(error.into());
+    let channel = ServiceBuilder::new().map_err(wrap).service(endpoint.connect_lazy());
     Ok(BoxCloneSyncService::new(channel))
 }
 
@@ -57,6 +63,6 @@ where
             request.extensions_mut().insert(caller.clone());
             request
         })
-        .map_err(BoxError::from);
+        .map_err(|never: std::convert::Infallible| match never {});
     BoxCloneSyncService::new(service)
 }

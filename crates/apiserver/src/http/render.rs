@@ -354,8 +354,8 @@ pub(crate) fn delete_body(body: &Bytes, format: Format) -> Result<Value, ApiErro
         return Err(ApiError::Internal("no schema for DeleteOptions".into()));
     };
     let value = match format {
-        Format::Json => json::decode(body, ty).map_err(ApiError::BadRequest)?.value,
-        Format::Yaml => yaml::decode(body, ty).map_err(ApiError::BadRequest)?.value,
+        Format::Json => json::decode(body, ty).map_err(|e| ApiError::BadRequest(e.message()))?.value,
+        Format::Yaml => yaml::decode(body, ty).map_err(|e| ApiError::BadRequest(e.message()))?.value,
         Format::Protobuf => return proto::decode(proto::open(body)?.raw, ty),
     };
     let kind = value.str_at(&["kind"]).unwrap_or("DeleteOptions");

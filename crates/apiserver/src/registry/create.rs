@@ -105,13 +105,9 @@ impl Api {
                 "resourceVersion should not be set on objects to be created".into(),
             ));
         }
-        let now = self.clock.now();
-        let uid = uuid::Uuid::new_v4().to_string();
-        let namespace = if resource.namespaced { request.namespace.as_str() } else { "" };
-        let birth = Birth { uid: &uid, now, namespace, random: rand::random() };
-        strategy::prepare_for_create(&mut object, resource, birth);
         api::defaults::apply(&mut object, resource);
-        hooks::complete(self, resource, &mut object, None);
+        let now = self.clock.now();
+        track.record(None, &mut object, request, now);
         let mut review = admission::Review {
             api: self,
             request,
@@ -121,8 +117,12 @@ impl Api {
             warnings,
         };
         admission::mutate(&mut review).await?;
+        let uid = uuid::Uuid::new_v4().to_string();
+        let namespace = if resource.namespaced { request.namespace.as_str() } else { "" };
+        let birth = Birth { uid: &uid, now, namespace, random: rand::random() };
+        strategy::prepare_for_create(&mut object, resource, birth);
         api::defaults::apply(&mut object, resource);
-        track.apply(None, &mut object, request, now);
+        hooks::complete(self, resource, &mut object, None);
         let errors = api::rules::validate_create(resource, &object);
         if !errors.is_empty() {
             let name = match api::meta::name(&object) {
@@ -161,28 +161,25 @@ impl Api {
 pub(crate) enum Track<'a> {
     /// As an update by this manager.
     Update(&'a WriteOptions),
-    /// As an apply by this manager.
-    Apply(&'a WriteOptions),
+    /// As an apply, which has recorded itself.
+    Apply,
+    /// Not at all, as upstream's binding.
+    None,
 }
 
 impl Track<'_> {
-    pub(crate) fn apply(
+    /// Records the write of an object that has its defaults, before admission.
+    pub(crate) fn record(
         &self,
         old: Option<&Value>,
         new: &mut Value,
         request: &Request,
         now: jiff::Timestamp,
     ) {
-        let subresource = request.subresource.as_str();
-        match self {
-            Self::Update(options) => {
-                let writer = Writer { manager: &options.manager, subresource, now };
-                api::patch::apply::track_update(old, new, &request.resource, writer);
-            }
-            Self::Apply(options) => {
-                let writer = Writer { manager: &options.manager, subresource, now };
-                api::patch::apply::track_apply(old, new, &request.resource, writer);
-            }
+        if let Self::Update(options) = self {
+            let subresource = request.subresource.as_str();
+            let writer = Writer { manager: &options.manager, subresource, now };
+            api::patch::apply::track_update(old, new, &request.resource, writer);
         }
     }
 }

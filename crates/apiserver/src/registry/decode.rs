@@ -1,7 +1,7 @@
 //! From the bytes of a body to an object of the request's kind.
 
 use api::catalog::Resource;
-use api::codec::{Decoded, json, proto, yaml};
+use api::codec::{Decoded, json, proto, strict_error, yaml};
 use api::error::ApiError;
 use api::object::Value;
 
@@ -16,7 +16,7 @@ pub(crate) fn object(
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     let decoded = decode(body, resource)?;
-    strictness(&decoded.strict, validation, warnings)?;
+    strictness(&decoded.strict, resource, validation, warnings)?;
     check_kind(&decoded.value, resource)?;
     Ok(decoded.value)
 }
@@ -24,6 +24,7 @@ pub(crate) fn object(
 /// Refuses or reports what a strict reader objects to.
 pub(crate) fn strictness(
     strict: &[String],
+    resource: &Resource,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<(), ApiError> {
@@ -32,28 +33,15 @@ pub(crate) fn strictness(
         FieldValidation::Warn => warnings.extend_from_slice(strict),
         FieldValidation::Strict if strict.is_empty() => {}
         FieldValidation::Strict => {
-            return Err(ApiError::BadRequest(format!(
-                "strict decoding error: {}",
-                strict.join(", ")
-            )));
+            return Err(strict_error(&resource.version, &resource.kind, strict));
         }
     }
     Ok(())
 }
 
 fn decode(body: &Body, resource: &Resource) -> Result<Decoded, ApiError> {
-    let (kind, version) = (resource.kind.as_ref(), resource.api_version());
     let result = match body.format {
-        Format::Json => {
-            if let Err(error) = json::parse(&body.bytes) {
-                return Err(ApiError::BadRequest(format!(
-                    "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; \
-                     json parse error: {}",
-                    error.message()
-                )));
-            }
-            json::decode(&body.bytes, &resource.schema)
-        }
+        Format::Json => json::decode(&body.bytes, &resource.schema),
         Format::Yaml => yaml::decode(&body.bytes, &resource.schema),
         Format::Protobuf => {
             let envelope = proto::open(&body.bytes)?;
@@ -63,12 +51,7 @@ fn decode(body: &Body, resource: &Resource) -> Result<Decoded, ApiError> {
             Ok(Decoded { value, strict: Vec::new() })
         }
     };
-    result.map_err(|detail| {
-        let version = version.rsplit('/').next().unwrap_or_default();
-        ApiError::BadRequest(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: {detail}"
-        ))
-    })
+    result.map_err(|error| error.for_body(&resource.version, &resource.kind))
 }
 
 /// The object's own words about its kind have to agree with the path.

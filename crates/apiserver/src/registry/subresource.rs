@@ -128,9 +128,9 @@ impl Api {
             condition.set("lastProbeTime", Value::Null);
             condition.set("lastTransitionTime", now.as_str());
             api::meta::set_condition(&mut object, condition);
-            Ok(Change { object, pinned: false })
+            Ok(Change::to(object))
         };
-        self.modify(&status, change, &Track::Update(options), options.dry_run, Vec::new()).await
+        self.modify(&status, change, &Track::None, options.dry_run, Vec::new()).await
     }
 
     /// Deletes a pod unless a disruption budget forbids it.
@@ -210,7 +210,7 @@ impl Api {
             let mut object = old.clone();
             object.set_at(&["status", "disruptionsAllowed"], left - 1);
             object.set_at(&["status", "disruptedPods", &request.name], now.as_str());
-            Ok(Change { object, pinned: false })
+            Ok(Change::to(object))
         };
         self.modify(&status, change, &Track::Update(options), options.dry_run, Vec::new()).await?;
         Ok(())
@@ -265,7 +265,7 @@ impl Api {
             if pinned {
                 api::meta::set(&mut object, "resourceVersion", version);
             }
-            Ok(Change { object, pinned })
+            Ok(Change { pinned, ..Change::to(object) })
         };
         let main = Request { subresource: String::new(), ..request.clone() };
         let track = Track::Update(options);

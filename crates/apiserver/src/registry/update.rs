@@ -27,6 +27,15 @@ pub(crate) struct Change {
     pub(crate) object: Value,
     /// The resourceVersion the client expects, if it named one.
     pub(crate) pinned: bool,
+    /// What the client should hear of it.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Change {
+    /// A change of which there is nothing more to say.
+    pub(crate) fn to(object: Value) -> Self {
+        Self { object, pinned: false, warnings: Vec::new() }
+    }
 }
 
 impl Api {
@@ -57,14 +66,14 @@ impl Api {
                 if !uid.is_empty() {
                     return Err(uid_conflict(request, &uid, ""));
                 }
-                Ok(Change { object: object.clone(), pinned: false })
+                Ok(Change::to(object.clone()))
             }
             None => Err(request.not_found()),
             Some(old) => {
                 if !uid.is_empty() && uid != api::meta::uid(old) {
                     return Err(uid_conflict(request, &uid, api::meta::uid(old)));
                 }
-                Ok(Change { object: object.clone(), pinned: !version.is_empty() })
+                Ok(Change { pinned: !version.is_empty(), ..Change::to(object.clone()) })
             }
         };
         self.modify(request, change, &track, options.dry_run, warnings).await
@@ -88,7 +97,6 @@ impl Api {
         let patch = api::codec::json::parse(&body.bytes).map_err(|error| {
             ApiError::BadRequest(format!("error decoding patch: {}", error.message()))
         })?;
-        let strict = std::cell::RefCell::new(Vec::new());
         let change = |old: Option<&Value>| {
             let old = old.ok_or_else(|| request.not_found())?;
             let patched = match kind {
@@ -103,26 +111,18 @@ impl Api {
                 }
             };
             let decoded = api::codec::json::conform(patched, &resource.schema)
-                .map_err(|detail| patched_badly(resource, &detail))?;
-            *strict.borrow_mut() = decoded.strict;
+                .map_err(|detail| patched_badly(resource, &detail.message()))?;
+            let mut warnings = Vec::new();
+            decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
             let version = api::meta::resource_version(&decoded.value);
             let pinned = version != api::meta::resource_version(old);
             let mut object = decoded.value;
             same_kind(&mut object, old, resource)?;
             decode::place(&mut object, api::meta::namespace(old), api::meta::name(old))?;
-            Ok(Change { object, pinned })
+            Ok(Change { object, pinned, warnings })
         };
         let track = Track::Update(options);
-        let outcome = self.modify(request, change, &track, options.dry_run, Vec::new()).await;
-        let mut more = Vec::new();
-        decode::strictness(&strict.borrow(), options.validation, &mut more)?;
-        outcome.map(|outcome| match outcome {
-            Outcome::Object { object, created, mut warnings } => {
-                warnings.extend(more);
-                Outcome::Object { object, created, warnings }
-            }
-            other => other,
-        })
+        self.modify(request, change, &track, options.dry_run, Vec::new()).await
     }
 
     async fn apply(
@@ -138,16 +138,14 @@ impl Api {
         }
         let mut warnings = Vec::new();
         let decoded = match body.format {
-            Format::Json | Format::Protobuf => {
-                api::codec::json::parse(&body.bytes)
-                    .map(|value| api::codec::Decoded { value, strict: Vec::new() })
-            }
+            Format::Json | Format::Protobuf => api::codec::json::parse(&body.bytes)
+                .map(|value| api::codec::Decoded { value, strict: Vec::new() }),
             Format::Yaml => api::codec::yaml::parse(&body.bytes),
         }
         .map_err(|error| ApiError::BadRequest(format!("error decoding YAML: {}", error.message())))?;
-        decode::strictness(&decoded.strict, options.validation, &mut warnings)?;
+        decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
         let patch = decoded.value;
-        let track = Track::Apply(options);
+        let track = Track::Apply;
         let now = self.clock.now();
         let change = |old: Option<&Value>| {
             if old.is_none() && (!request.subresource.is_empty() || !api::meta::uid(&patch).is_empty())
@@ -169,7 +167,7 @@ impl Api {
             if !version.is_empty() {
                 api::meta::set(&mut object, "resourceVersion", version);
             }
-            Ok(Change { object, pinned: !version.is_empty() })
+            Ok(Change { pinned: !version.is_empty(), ..Change::to(object) })
         };
         self.modify(request, change, &track, options.dry_run, warnings).await
     }
@@ -200,11 +198,11 @@ impl Api {
                 }
                 decided => decided?,
             };
-            let Decided { object, pinned, before_track } = decided;
+            let Decided { object, pinned } = decided;
             let (Some(entry), Some(old)) = (&current, &old) else {
                 return self.insert_instead(request, object, track, dry_run, warnings).await;
             };
-            let unchanged = before_track.as_ref().is_some_and(|before| same(before, old, track));
+            let unchanged = same(&object, old);
             let committed = if unchanged {
                 if !fresh && !dry_run {
                     current = self.stored(resource, &request.namespace, &request.name).await?;
@@ -287,11 +285,24 @@ impl Api {
         warnings: &mut Vec<String>,
     ) -> Result<Decided, ApiError> {
         let resource = &request.resource;
-        let Change { mut object, pinned } = change(old)?;
-        let Some(old) = old else { return Ok(Decided { object, pinned, before_track: None }) };
+        let Change { mut object, pinned, warnings: more } = change(old)?;
+        warnings.extend(more);
+        let Some(old) = old else { return Ok(Decided { object, pinned }) };
         if pinned && api::meta::resource_version(&object) != api::meta::resource_version(old) {
             return Err(ApiError::modified(resource.resource_name(), &request.name));
         }
+        api::defaults::apply(&mut object, resource);
+        let now = self.clock.now();
+        track.record(Some(old), &mut object, request, now);
+        let mut review = admission::Review {
+            api: self,
+            request,
+            resource,
+            object: &mut object,
+            old: Some(old),
+            warnings,
+        };
+        admission::mutate(&mut review).await?;
         match request.subresource.as_str() {
             "" => strategy::prepare_for_update(&mut object, old, resource),
             "status" => strategy::prepare_for_status_update(&mut object, old, resource),
@@ -299,13 +310,9 @@ impl Api {
         }
         api::defaults::apply(&mut object, resource);
         hooks::complete(self, resource, &mut object, Some(old));
-        let now = self.clock.now();
-        let mut review =
-            admission::Review { api: self, request, resource, object: &mut object, old: Some(old), warnings };
-        admission::mutate(&mut review).await?;
-        api::defaults::apply(&mut object, resource);
-        let before_track = Some(object.clone());
-        track.apply(Some(old), &mut object, request, now);
+        if matches!(track, Track::Apply) {
+            api::patch::apply::settle_unchanged(Some(old), &mut object);
+        }
         let errors = if request.subresource == "status" {
             api::rules::validate_status_update(resource, &object, old)
         } else {
@@ -318,24 +325,19 @@ impl Api {
         let mut review =
             admission::Review { api: self, request, resource, object: &mut object, old: Some(old), warnings };
         admission::validate(&mut review).await?;
-        Ok(Decided { object, pinned, before_track })
+        Ok(Decided { object, pinned })
     }
 }
 
 struct Decided {
     object: Value,
     pinned: bool,
-    before_track: Option<Value>,
 }
 
-/// Whether a write would change nothing but the times in managedFields.
-fn same(new: &Value, old: &Value, track: &Track<'_>) -> bool {
-    if matches!(track, Track::Apply(_)) {
-        return false;
-    }
+/// Whether a write would change nothing. The record of owners keeps its times then.
+fn same(new: &Value, old: &Value) -> bool {
     let strip = |value: &Value| {
         let mut value = value.clone();
-        value.remove_at(&["metadata", "managedFields"]);
         value.remove_at(&["metadata", "resourceVersion"]);
         value
     };
