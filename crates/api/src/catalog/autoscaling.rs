@@ -1,6 +1,7 @@
 //! Rows of autoscaling.
 
 use super::{RW, Row};
+use crate::columns;
 use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
@@ -15,6 +16,10 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["all"])
     .sub(&[("status", "HorizontalPodAutoscaler", RW)])
     .status()
+    .columns(
+        "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
+        columns::groups::autoscaler_v2,
+    )
     .defaults(kinds::autoscaler_v2),
     Row::namespaced(
         "io.k8s.api.autoscaling.v1",
@@ -27,5 +32,9 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["all"])
     .sub(&[("status", "HorizontalPodAutoscaler", RW)])
     .status()
+    .columns(
+        "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
+        columns::groups::autoscaler_v1,
+    )
     .defaults(kinds::autoscaler_v1),
 ];

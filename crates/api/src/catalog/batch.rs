@@ -1,6 +1,7 @@
 //! Rows of batch.
 
 use super::{Generation, RW, Row};
+use crate::columns;
 use crate::defaults::kinds;
 use crate::strategy::kinds as strategy;
 
@@ -11,6 +12,7 @@ pub(super) const ROWS: &[Row] = &[
         .sub(&[("status", "CronJob", RW)])
         .status()
         .generation(Generation::Spec)
+        .columns("Name, Schedule, Timezone, Suspend:boolean, Active:integer, Last Schedule, Age, Containers*, Images*, Selector*", columns::workloads::cron_job)
         .defaults(kinds::cron_job),
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
         .categories(&["all"])
@@ -18,6 +20,7 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .selectable(&[("status.successful", "status.succeeded")])
         .generation(Generation::Spec)
+        .columns("Name, Status, Completions, Duration, Age, Containers*, Images*, Selector*", columns::workloads::job)
         .on_create(strategy::job_create)
         .defaults(kinds::job),
 ];

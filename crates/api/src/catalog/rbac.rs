@@ -1,6 +1,7 @@
 //! Rows of role-based access control.
 
 use super::{NameRule, Row};
+use crate::columns;
 use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
@@ -12,6 +13,7 @@ pub(super) const ROWS: &[Row] = &[
         "clusterrolebinding",
     )
     .names(NameRule::PathSegment)
+    .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
     .defaults(kinds::role_binding),
     Row::cluster(
         "io.k8s.api.rbac.v1",
@@ -29,6 +31,7 @@ pub(super) const ROWS: &[Row] = &[
         "rolebinding",
     )
     .names(NameRule::PathSegment)
+    .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
     .defaults(kinds::role_binding),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
