@@ -3,6 +3,7 @@
 use super::{RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced(
@@ -20,6 +21,7 @@ pub(super) const ROWS: &[Row] = &[
         "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
         columns::groups::autoscaler_v2,
     )
+    .rules(rules::groups::autoscaler)
     .defaults(kinds::autoscaler_v2),
     Row::namespaced(
         "io.k8s.api.autoscaling.v1",
@@ -36,5 +38,6 @@ pub(super) const ROWS: &[Row] = &[
         "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
         columns::groups::autoscaler_v1,
     )
+    .rules(rules::groups::autoscaler)
     .defaults(kinds::autoscaler_v1),
 ];
