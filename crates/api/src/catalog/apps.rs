@@ -4,6 +4,7 @@ use super::{Generation, RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
 use crate::rules;
+use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "ControllerRevision", "controllerrevisions", "controllerrevision")
@@ -16,6 +17,8 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Up-to-date:integer, Available:integer, Node Selector, Age, Containers*, Images*, Selector*", columns::workloads::daemon_set)
         .rules(rules::apps::daemon_set)
+        .on_create(strategy::daemon_set_create)
+        .on_update(strategy::daemon_set_update)
         .defaults(kinds::daemon_set),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "Deployment", "deployments", "deployment")
         .short(&["deploy"])

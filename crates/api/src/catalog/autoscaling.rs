@@ -1,6 +1,6 @@
 //! Rows of autoscaling.
 
-use super::{RW, Row};
+use super::{RW, Row, convert};
 use crate::columns;
 use crate::defaults::kinds;
 use crate::rules;
@@ -39,5 +39,6 @@ pub(super) const ROWS: &[Row] = &[
         columns::groups::autoscaler_v1,
     )
     .rules(rules::groups::autoscaler)
+    .stored_as(("autoscaling", "v2"), convert::autoscaler_to_v2, convert::autoscaler_from_v2)
     .defaults(kinds::autoscaler_v1),
 ];

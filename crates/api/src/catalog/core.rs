@@ -82,6 +82,7 @@ pub(super) const ROWS: &[Row] = &[
         .on_create(strategy::pod_create)
         .defaults(pod::pod),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate")
+        .generation(Generation::Spec)
         .columns("Name, Containers, Images, Pod Labels", columns::workloads::pod_template)
         .rules(rules::core::pod_template)
         .defaults(kinds::pod_template),

@@ -4,6 +4,7 @@ use super::{Generation, NameRule, RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
 use crate::rules;
+use crate::strategy::kinds as strategy;
 
 pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
     "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1",
@@ -33,7 +34,8 @@ pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(
 .columns(
     "Name, Age, SignerName, Requestor, RequestedDuration, Condition",
     columns::groups::signing_request,
-)];
+)
+.on_update(strategy::signing_request_update)];
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(

@@ -1,6 +1,6 @@
 //! Rows of the small groups: policy, events, scheduling, coordination, node, flow control.
 
-use super::{Generation, RW, Row};
+use super::{Generation, RW, Row, convert};
 use crate::columns;
 use crate::defaults::kinds;
 use crate::rules;
@@ -28,7 +28,8 @@ pub(super) const EVENTS: &[Row] = &[Row::namespaced(
 .columns(
     "Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*",
     columns::core::event,
-)];
+)
+.stored_as(("", "v1"), convert::event_to_core, convert::event_from_core)];
 
 pub(super) const ROWS: &[Row] = &[Row::namespaced(
     "io.k8s.api.policy.v1",

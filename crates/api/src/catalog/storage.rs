@@ -1,13 +1,12 @@
 //! Rows of storage.
 
-use super::{Generation, RW, Row};
+use super::{RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
 use crate::rules;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster("io.k8s.api.storage.v1", ("storage.k8s.io", "v1"), "CSIDriver", "csidrivers", "csidriver")
-        .generation(Generation::Spec)
         .columns("Name, AttachRequired:boolean, PodInfoOnMount:boolean, StorageCapacity:boolean, TokenRequests, RequiresRepublish:boolean, Modes, Age", columns::groups::csi_driver)
         .rules(rules::groups::csi_driver)
         .defaults(kinds::csi_driver),

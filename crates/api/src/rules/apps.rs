@@ -19,6 +19,11 @@ fn selector_and_template(new: &Value, kind: &str, errs: &mut FieldErrors) {
         errs.required("spec.selector", "");
     } else {
         label_selector("spec.selector", selector, errs);
+        if crate::selector::LabelSelector::from_object(selector).is_err() {
+            errs.invalid("spec.selector", selector.clone(), "invalid label selector");
+            template_rules("spec.template", &spec["template"], errs);
+            return;
+        }
         if selects_all(selector) {
             errs.invalid(
                 "spec.selector",

@@ -495,6 +495,10 @@ pub(crate) fn claim_spec(path: &str, spec: &Value, errs: &mut FieldErrors) {
             errs.not_supported(format!("{path}.accessModes"), m.clone(), &ACCESS_MODES);
         }
     }
+    if modes.len() > 1 && modes.iter().any(|m| m.text() == "ReadWriteOncePod") {
+        let text = "may not use ReadWriteOncePod with other access modes";
+        errs.forbidden(format!("{path}.accessModes"), text);
+    }
     match spec["resources"]["requests"]["storage"].as_str() {
         None => errs.required(format!("{path}.resources[storage]"), ""),
         Some(s) => {

@@ -70,7 +70,7 @@ pub fn network_policy(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
 }
 
 fn policy_port(at: &str, p: &Value, errs: &mut FieldErrors) {
-    let known = ["SCTP", "TCP", "UDP"];
+    let known = ["TCP", "UDP", "SCTP"];
     one_of_if_set(&format!("{at}.protocol"), &p["protocol"], &known, errs);
     if p.has("port") {
         port(&format!("{at}.port"), &p["port"], errs);
@@ -85,8 +85,8 @@ fn policy_port(at: &str, p: &Value, errs: &mut FieldErrors) {
             errs.invalid(format!("{at}.endPort"), p["endPort"].clone(), text);
         }
     } else if p.has("endPort") {
-        let text = "must be specified when `endPort` is specified";
-        errs.required(format!("{at}.port"), text);
+        let text = "may not be specified when `port` is not specified";
+        errs.invalid(format!("{at}.endPort"), p["endPort"].clone(), text);
     }
 }
 
@@ -382,7 +382,7 @@ pub fn csi_driver(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
             errs.invalid(format!("{at}.expirationSeconds"), t["expirationSeconds"].clone(), text);
         }
     }
-    let modes = ["Ephemeral", "Persistent"];
+    let modes = ["Persistent", "Ephemeral"];
     for m in spec["volumeLifecycleModes"].items() {
         if !modes.contains(&m.text()) {
             errs.not_supported("spec.volumeLifecycleModes", m.clone(), &modes);
@@ -483,6 +483,7 @@ pub fn service_cidr(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
     }
     if cidrs.len() > 2 {
         errs.invalid("spec.cidrs", new["spec"].clone(), "may only hold up to 2 values");
+        return;
     }
     for (i, c) in cidrs.iter().enumerate() {
         if !is_cidr(c.text()) {

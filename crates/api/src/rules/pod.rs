@@ -75,7 +75,7 @@ pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
         &["Always", "OnFailure", "Never"],
         errs,
     );
-    let dns = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    let dns = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     one_of(&format!("{path}.dnsPolicy"), &s["dnsPolicy"], &dns, errs);
     dns_config(path, s, errs);
     labels(&format!("{path}.nodeSelector"), &s["nodeSelector"], errs);
@@ -251,7 +251,7 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     }
     let policies = ["Always", "IfNotPresent", "Never"];
     one_of(&format!("{at}.imagePullPolicy"), &c["imagePullPolicy"], &policies, errs);
-    let messages = ["FallbackToLogsOnError", "File"];
+    let messages = ["File", "FallbackToLogsOnError"];
     one_of(
         &format!("{at}.terminationMessagePolicy"),
         &c["terminationMessagePolicy"],
@@ -410,7 +410,8 @@ fn field_ref(at: &str, r: &Value, known: &[&str], errs: &mut FieldErrors) {
             errs.invalid(format!("{at}.fieldPath"), field, "does not support subscript");
         }
         None if !known.contains(&field) => {
-            errs.not_supported(format!("{at}.fieldPath"), field, known);
+            let text = format!("error converting fieldPath: field label not supported: {field}");
+            errs.invalid(format!("{at}.fieldPath"), field, text);
         }
         None => {}
     }
