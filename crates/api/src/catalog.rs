@@ -16,6 +16,7 @@ mod apiextensions;
 mod apps;
 mod autoscaling;
 mod batch;
+mod convert;
 mod core;
 mod networking;
 mod policy;

@@ -3,6 +3,8 @@
 use super::{Generation, RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
+use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "ControllerRevision", "controllerrevisions", "controllerrevision")
@@ -14,6 +16,9 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Up-to-date:integer, Available:integer, Node Selector, Age, Containers*, Images*, Selector*", columns::workloads::daemon_set)
+        .rules(rules::apps::daemon_set)
+        .on_create(strategy::daemon_set_create)
+        .on_update(strategy::daemon_set_update)
         .defaults(kinds::daemon_set),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "Deployment", "deployments", "deployment")
         .short(&["deploy"])
@@ -23,6 +28,7 @@ pub(super) const ROWS: &[Row] = &[
         .scale(".spec.replicas", ".status.replicas", ".spec.selector")
         .generation(Generation::SpecAndAnnotations)
         .columns("Name, Ready, Up-to-date, Available, Age, Containers*, Images*, Selector*", columns::workloads::deployment)
+        .rules(rules::apps::deployment)
         .defaults(kinds::deployment),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "ReplicaSet", "replicasets", "replicaset")
         .short(&["rs"])
@@ -32,6 +38,7 @@ pub(super) const ROWS: &[Row] = &[
         .scale(".spec.replicas", ".status.replicas", ".spec.selector")
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replica_set)
+        .rules(rules::apps::replica_set)
         .defaults(kinds::replica_set),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "StatefulSet", "statefulsets", "statefulset")
         .short(&["sts"])
@@ -41,5 +48,6 @@ pub(super) const ROWS: &[Row] = &[
         .scale(".spec.replicas", ".status.replicas", ".spec.selector")
         .generation(Generation::Spec)
         .columns("Name, Ready, Age, Containers*, Images*", columns::workloads::stateful_set)
+        .rules(rules::apps::stateful_set)
         .defaults(kinds::stateful_set),
 ];

@@ -1,8 +1,9 @@
 //! Rows of autoscaling.
 
-use super::{RW, Row};
+use super::{RW, Row, convert};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced(
@@ -20,6 +21,7 @@ pub(super) const ROWS: &[Row] = &[
         "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
         columns::groups::autoscaler_v2,
     )
+    .rules(rules::groups::autoscaler)
     .defaults(kinds::autoscaler_v2),
     Row::namespaced(
         "io.k8s.api.autoscaling.v1",
@@ -36,5 +38,7 @@ pub(super) const ROWS: &[Row] = &[
         "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
         columns::groups::autoscaler_v1,
     )
+    .rules(rules::groups::autoscaler)
+    .stored_as(("autoscaling", "v2"), convert::autoscaler_to_v2, convert::autoscaler_from_v2)
     .defaults(kinds::autoscaler_v1),
 ];

@@ -3,6 +3,7 @@
 use super::{Generation, RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
@@ -13,6 +14,7 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .generation(Generation::Spec)
         .columns("Name, Schedule, Timezone, Suspend:boolean, Active:integer, Last Schedule, Age, Containers*, Images*, Selector*", columns::workloads::cron_job)
+        .rules(rules::apps::cron_job)
         .defaults(kinds::cron_job),
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
         .categories(&["all"])
@@ -21,6 +23,7 @@ pub(super) const ROWS: &[Row] = &[
         .selectable(&[("status.successful", "status.succeeded")])
         .generation(Generation::Spec)
         .columns("Name, Status, Completions, Duration, Age, Containers*, Images*, Selector*", columns::workloads::job)
+        .rules(rules::apps::job)
         .on_create(strategy::job_create)
         .defaults(kinds::job),
 ];

@@ -3,6 +3,7 @@
 use super::{Generation, NameRule, RW, Row};
 use crate::columns;
 use crate::defaults::{kinds, pod};
+use crate::rules;
 use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
@@ -14,18 +15,22 @@ pub(super) const ROWS: &[Row] = &[
         .columns("Name, Status, Message, Error", columns::core::component_status),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ConfigMap", "configmaps", "configmap")
         .short(&["cm"])
-        .columns("Name, Data, Age", columns::core::config_map),
+        .columns("Name, Data, Age", columns::core::config_map)
+        .rules(rules::core::config_map),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Endpoints", "endpoints", "endpoints")
         .short(&["ep"])
         .prefix("services/endpoints")
         .columns("Name, Endpoints, Age", columns::core::endpoints)
+        .rules(rules::core::endpoints)
         .defaults(kinds::endpoints),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Event", "events", "event")
         .short(&["ev"])
         .selectable(&[("involvedObject.apiVersion", ""), ("involvedObject.fieldPath", ""), ("involvedObject.kind", ""), ("involvedObject.name", ""), ("involvedObject.namespace", ""), ("involvedObject.resourceVersion", ""), ("involvedObject.uid", ""), ("reason", ""), ("reportingComponent", ""), ("source", "source.component|reportingComponent"), ("type", "")])
-        .columns("Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*", columns::core::event),
+        .columns("Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*", columns::core::event)
+        .rules(rules::core::event),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "LimitRange", "limitranges", "limitrange")
         .short(&["limits"])
+        .rules(rules::core::limit_range)
         .defaults(kinds::limit_range),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Namespace", "namespaces", "namespace")
         .short(&["ns"])
@@ -35,6 +40,7 @@ pub(super) const ROWS: &[Row] = &[
         .selectable(&[("status.phase", "")])
         .names(NameRule::Label)
         .columns("Name, Status, Age", columns::core::namespace)
+        .rules(rules::core::namespace)
         .on_create(strategy::namespace_create)
         .on_update(strategy::namespace_update)
         .defaults(kinds::namespace),
@@ -45,6 +51,7 @@ pub(super) const ROWS: &[Row] = &[
         .prefix("minions")
         .selectable(&[("spec.unschedulable", "")])
         .columns("Name, Status, Roles, Age, Version, Internal-IP*, External-IP*, OS-Image*, Kernel-Version*, Container-Runtime*", columns::core::node)
+        .rules(rules::core::node)
         .keeps_status()
         .defaults(kinds::node),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PersistentVolumeClaim", "persistentvolumeclaims", "persistentvolumeclaim")
@@ -52,6 +59,7 @@ pub(super) const ROWS: &[Row] = &[
         .sub(&[("status", "PersistentVolumeClaim", RW)])
         .status()
         .columns("Name, Status, Volume, Capacity, Access Modes, StorageClass, VolumeAttributesClass, Age, VolumeMode*", columns::core::persistent_volume_claim)
+        .rules(rules::core::persistent_volume_claim)
         .on_create(strategy::pending)
         .defaults(kinds::persistent_volume_claim),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "PersistentVolume", "persistentvolumes", "persistentvolume")
@@ -59,6 +67,7 @@ pub(super) const ROWS: &[Row] = &[
         .sub(&[("status", "PersistentVolume", RW)])
         .status()
         .columns("Name, Capacity, Access Modes, Reclaim Policy, Status, Claim, StorageClass, VolumeAttributesClass, Reason, Age, VolumeMode*", columns::core::persistent_volume)
+        .rules(rules::core::persistent_volume)
         .on_create(strategy::pending)
         .defaults(kinds::persistent_volume),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Pod", "pods", "pod")
@@ -69,10 +78,13 @@ pub(super) const ROWS: &[Row] = &[
         .selectable(&[("spec.host", "spec.nodeName"), ("spec.hostNetwork", ""), ("spec.nodeName", ""), ("spec.restartPolicy", ""), ("spec.schedulerName", ""), ("spec.serviceAccountName", ""), ("status.nominatedNodeName", ""), ("status.phase", ""), ("status.podIP", ""), ("status.podIPs", "")])
         .generation(Generation::Spec)
         .columns("Name, Ready, Status, Restarts, Age, IP*, Node*, Nominated Node*, Readiness Gates*", columns::workloads::pod)
+        .rules(rules::pod::pod)
         .on_create(strategy::pod_create)
         .defaults(pod::pod),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate")
+        .generation(Generation::Spec)
         .columns("Name, Containers, Images, Pod Labels", columns::workloads::pod_template)
+        .rules(rules::core::pod_template)
         .defaults(kinds::pod_template),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ReplicationController", "replicationcontrollers", "replicationcontroller")
         .short(&["rc"])
@@ -84,21 +96,25 @@ pub(super) const ROWS: &[Row] = &[
         .selectable(&[("status.replicas", "")])
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replication_controller)
+        .rules(rules::apps::replication_controller)
         .defaults(kinds::replication_controller),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ResourceQuota", "resourcequotas", "resourcequota")
         .short(&["quota"])
         .sub(&[("status", "ResourceQuota", RW)])
         .status()
         .columns("Name, Request, Limit, Age", columns::core::resource_quota)
+        .rules(rules::core::resource_quota)
         .defaults(kinds::resource_quota),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Secret", "secrets", "secret")
         .selectable(&[("type", "")])
         .columns("Name, Type, Data, Age", columns::core::secret)
+        .rules(rules::core::secret)
         .defaults(kinds::secret),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ServiceAccount", "serviceaccounts", "serviceaccount")
         .short(&["sa"])
         .sub(&[("token", "authentication.k8s.io/v1/TokenRequest", &["create"])])
-        .columns("Name, Age", columns::core::aged),
+        .columns("Name, Age", columns::core::aged)
+        .rules(rules::core::service_account),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Service", "services", "service")
         .short(&["svc"])
         .categories(&["all"])
@@ -107,5 +123,6 @@ pub(super) const ROWS: &[Row] = &[
         .prefix("services/specs")
         .selectable(&[("spec.clusterIP", ""), ("spec.type", "")])
         .columns("Name, Type, Cluster-IP, External-IP, Port(s), Age, Selector*", columns::core::service)
+        .rules(rules::service::service)
         .defaults(kinds::service),
 ];

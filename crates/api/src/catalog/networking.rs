@@ -3,6 +3,8 @@
 use super::{Generation, NameRule, RW, Row};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
+use crate::strategy::kinds as strategy;
 
 pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
     "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1",
@@ -32,7 +34,8 @@ pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(
 .columns(
     "Name, Age, SignerName, Requestor, RequestedDuration, Condition",
     columns::groups::signing_request,
-)];
+)
+.on_update(strategy::signing_request_update)];
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -44,6 +47,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .generation(Generation::Spec)
     .columns("Name, Controller, Parameters, Age", columns::groups::ingress_class)
+    .rules(rules::groups::ingress_class)
     .defaults(kinds::ingress_class),
     Row::namespaced(
         "io.k8s.api.networking.v1",
@@ -57,7 +61,8 @@ pub(super) const ROWS: &[Row] = &[
     .status()
     .prefix("ingress")
     .generation(Generation::Spec)
-    .columns("Name, Class, Hosts, Address, Ports, Age", columns::groups::ingress),
+    .columns("Name, Class, Hosts, Address, Ports, Age", columns::groups::ingress)
+    .rules(rules::groups::ingress),
     Row::cluster(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),
@@ -67,7 +72,8 @@ pub(super) const ROWS: &[Row] = &[
     )
     .short(&["ip"])
     .names(NameRule::Ip)
-    .columns("Name, ParentRef", columns::groups::ip_address),
+    .columns("Name, ParentRef", columns::groups::ip_address)
+    .rules(rules::groups::ip_address),
     Row::namespaced(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),
@@ -78,6 +84,7 @@ pub(super) const ROWS: &[Row] = &[
     .short(&["netpol"])
     .generation(Generation::Spec)
     .columns("Name, Pod-Selector, Age", columns::groups::network_policy)
+    .rules(rules::groups::network_policy)
     .defaults(kinds::network_policy),
     Row::cluster(
         "io.k8s.api.networking.v1",
@@ -88,7 +95,8 @@ pub(super) const ROWS: &[Row] = &[
     )
     .sub(&[("status", "ServiceCIDR", RW)])
     .status()
-    .columns("Name, CIDRs, Age", columns::groups::service_cidr),
+    .columns("Name, CIDRs, Age", columns::groups::service_cidr)
+    .rules(rules::groups::service_cidr),
 ];
 
 pub(super) const DISCOVERY: &[Row] = &[Row::namespaced(
@@ -100,4 +108,5 @@ pub(super) const DISCOVERY: &[Row] = &[Row::namespaced(
 )
 .generation(Generation::Spec)
 .columns("Name, AddressType, Ports, Endpoints, Age", columns::groups::endpoint_slice)
+.rules(rules::groups::endpoint_slice)
 .defaults(kinds::endpoint_slice)];

@@ -1,8 +1,9 @@
 //! Rows of the small groups: policy, events, scheduling, coordination, node, flow control.
 
-use super::{Generation, RW, Row};
+use super::{Generation, RW, Row, convert};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 
 pub(super) const EVENTS: &[Row] = &[Row::namespaced(
     "io.k8s.api.events.v1",
@@ -27,7 +28,8 @@ pub(super) const EVENTS: &[Row] = &[Row::namespaced(
 .columns(
     "Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*",
     columns::core::event,
-)];
+)
+.stored_as(("", "v1"), convert::event_to_core, convert::event_from_core)];
 
 pub(super) const ROWS: &[Row] = &[Row::namespaced(
     "io.k8s.api.policy.v1",
@@ -43,7 +45,8 @@ pub(super) const ROWS: &[Row] = &[Row::namespaced(
 .columns(
     "Name, Min Available, Max Unavailable, Allowed Disruptions:integer, Age",
     columns::groups::disruption_budget,
-)];
+)
+.rules(rules::groups::disruption_budget)];
 
 pub(super) const SCHEDULING: &[Row] = &[Row::cluster(
     "io.k8s.api.scheduling.v1",
@@ -58,6 +61,7 @@ pub(super) const SCHEDULING: &[Row] = &[Row::cluster(
     "Name, Value:integer, Global-Default:boolean, Age, PreemptionPolicy",
     columns::groups::priority_class,
 )
+.rules(rules::groups::priority_class)
 .defaults(kinds::priority_class)];
 
 pub(super) const COORDINATION: &[Row] = &[Row::namespaced(
@@ -67,7 +71,9 @@ pub(super) const COORDINATION: &[Row] = &[Row::namespaced(
     "leases",
     "lease",
 )
-.columns("Name, Holder, Age", columns::groups::lease)];
+.columns("Name, Holder, Age", columns::groups::lease)
+.rules(rules::core::lease)
+.update_needs_version()];
 
 pub(super) const NODE: &[Row] = &[Row::cluster(
     "io.k8s.api.node.v1",
@@ -76,7 +82,8 @@ pub(super) const NODE: &[Row] = &[Row::cluster(
     "runtimeclasses",
     "runtimeclass",
 )
-.columns("Name, Handler, Age", columns::groups::runtime_class)];
+.columns("Name, Handler, Age", columns::groups::runtime_class)
+.rules(rules::groups::runtime_class)];
 
 pub(super) const FLOWCONTROL: &[Row] = &[
     Row::cluster(

@@ -3,6 +3,7 @@
 use super::{NameRule, Row};
 use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -14,6 +15,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .names(NameRule::PathSegment)
     .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
+    .rules(rules::rbac::cluster_role_binding)
     .defaults(kinds::role_binding),
     Row::cluster(
         "io.k8s.api.rbac.v1",
@@ -22,7 +24,8 @@ pub(super) const ROWS: &[Row] = &[
         "clusterroles",
         "clusterrole",
     )
-    .names(NameRule::PathSegment),
+    .names(NameRule::PathSegment)
+    .rules(rules::rbac::cluster_role),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
         ("rbac.authorization.k8s.io", "v1"),
@@ -32,6 +35,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .names(NameRule::PathSegment)
     .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
+    .rules(rules::rbac::role_binding)
     .defaults(kinds::role_binding),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
@@ -40,5 +44,6 @@ pub(super) const ROWS: &[Row] = &[
         "roles",
         "role",
     )
-    .names(NameRule::PathSegment),
+    .names(NameRule::PathSegment)
+    .rules(rules::rbac::role),
 ];
