@@ -237,7 +237,7 @@ fn slice(service: &Service, ports: &Ports, endpoints: &[Endpoint]) -> EndpointSl
     slice.metadata.labels = Some(labels(service));
     slice.metadata.owner_references = Some(vec![controlled_by(service)]);
     slice.address_type = "IPv4".into();
-    slice.endpoints = endpoints.to_vec();
+    slice.endpoints = Some(endpoints.to_vec());
     let ports = ports.iter().map(|(name, protocol, port, app_protocol)| EndpointPort {
         name: Some(name.clone()),
         protocol: Some(protocol.clone()),
@@ -249,9 +249,13 @@ fn slice(service: &Service, ports: &Ports, endpoints: &[Endpoint]) -> EndpointSl
     slice
 }
 
+fn endpoints(slice: &EndpointSlice) -> Vec<Endpoint> {
+    slice.endpoints.clone().unwrap_or_default()
+}
+
 /// The patch that makes `old` what is wanted, if it is not.
 fn changed(old: &Arc<EndpointSlice>, wanted: &EndpointSlice) -> Option<Action> {
-    let same = old.endpoints == wanted.endpoints
+    let same = old.endpoints.clone().unwrap_or_default() == endpoints(wanted)
         && old.ports.clone().unwrap_or_default() == wanted.ports.clone().unwrap_or_default()
         && old.metadata.labels == wanted.metadata.labels;
     if same {
@@ -396,7 +400,7 @@ mod tests {
         let pods = json!([pod("b", "10.0.0.2", "False"), pod("a", "10.0.0.1", "True")]);
         let slice = created(&EndpointSlices::reconcile(&seen(pods, vec![]), Timestamp::UNIX_EPOCH));
         let ready: Vec<Option<bool>> =
-            slice.endpoints.iter().map(|e| e.conditions.as_ref().and_then(|c| c.ready)).collect();
+            endpoints(&slice).iter().map(|e| e.conditions.as_ref().and_then(|c| c.ready)).collect();
         assert_eq!(ready, [Some(true), Some(false)]);
         assert_eq!(slice.ports.unwrap()[0].port, Some(8080));
     }
