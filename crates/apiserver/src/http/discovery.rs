@@ -277,7 +277,7 @@ pub(crate) fn other(
         }
         "/openapi/v3" => {
             let catalog = api.catalog.load();
-            let hash = |group: &str, version: &str| hash(&format!("{}/{group}/{version}", catalog.all().len()));
+            let hash = |path: &str| hash(&format!("{}/{path}", catalog.all().len()));
             reply(&api::openapi::index(&catalog, &hash), Format::Json)
         }
         _ => match path.strip_prefix("/openapi/v3/").map(super::path::parse) {
