@@ -14,9 +14,10 @@ use crate::registry::create::Track;
 use crate::registry::update::Change;
 use crate::request::{Action, Request, WriteOptions};
 
-const MANIFESTS: [&str; 2] = [
+const MANIFESTS: [&str; 3] = [
     include_str!("../../../deploy/manifests/bootstrap.jsonl"),
     include_str!("../../../deploy/manifests/rbac.jsonl"),
+    include_str!("../../../deploy/manifests/components.jsonl"),
 ];
 const MANAGER: &str = "apiserver";
 
@@ -28,6 +29,11 @@ pub(crate) async fn create(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Re
     }
     ensure(api, cidr(api)).await?;
     ensure(api, service(api, advertised)?).await?;
+    if advertised.ip().is_loopback() {
+        // Nothing but this machine reaches us, so there is nothing to tell pods.
+        tracing::info!(%advertised, "the kubernetes Service has no endpoint: set `advertise`");
+        return Ok(());
+    }
     endpoints(api, advertised).await
 }
 

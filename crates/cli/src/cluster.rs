@@ -90,11 +90,16 @@ fn path_text(path: &Path) -> String {
 
 /// The store: ours in this process, or the one that `--store-endpoints` names.
 async fn store(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Result<Channel> {
-    let _ = layout;
-    let endpoints = args.store_endpoints.as_deref().unwrap_or("http://127.0.0.1:2379");
-    let url = endpoints.split(',').next().unwrap_or_default().trim();
-    let _ = ctx;
-    daemon::channel::connect(url, None)
+    if let Some(endpoints) = &args.store_endpoints {
+        let url = endpoints.split(',').next().unwrap_or_default().trim();
+        return daemon::channel::connect(url, None);
+    }
+    let config = ::store::Config {
+        data_dir: layout.store().display().to_string(),
+        ..::store::Config::default()
+    };
+    let store = ::store::open(&config, ctx).await.context("open the store")?;
+    Ok(daemon::channel::in_memory(store.routes(), ()))
 }
 
 /// Scheduler and controllers, each its own user, each started again if it ends.
