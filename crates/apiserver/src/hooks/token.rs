@@ -116,7 +116,8 @@ async fn bind(
     asked: &Value,
     bound: &mut Bound,
 ) -> Result<(), ApiError> {
-    let Some(reference) = asked.at(&["spec", "boundObjectRef"]) else { return Ok(()) };
+    let reference = asked.at(&["spec", "boundObjectRef"]).filter(|r| !r.is_empty());
+    let Some(reference) = reference else { return Ok(()) };
     let kind = reference.str_at(&["kind"]).unwrap_or("");
     let name = reference.str_at(&["name"]).unwrap_or("");
     let uid = reference.str_at(&["uid"]).unwrap_or("");
