@@ -355,7 +355,13 @@ impl Catalog {
 /// a body is read like any object.
 pub fn body_row(group: &str, version: &str, kind: &str) -> Option<Resource> {
     const BODIES: &[Row] = &[
-        Row::namespaced("io.k8s.api.policy.v1", ("policy", "v1"), "Eviction", "evictions", "eviction"),
+        Row::namespaced(
+            "io.k8s.api.policy.v1",
+            ("policy", "v1"),
+            "Eviction",
+            "evictions",
+            "eviction",
+        ),
         Row::namespaced(
             "io.k8s.api.authentication.v1",
             ("authentication.k8s.io", "v1"),
@@ -363,7 +369,13 @@ pub fn body_row(group: &str, version: &str, kind: &str) -> Option<Resource> {
             "tokenrequests",
             "tokenrequest",
         ),
-        Row::namespaced("io.k8s.api.autoscaling.v1", ("autoscaling", "v1"), "Scale", "scales", "scale"),
+        Row::namespaced(
+            "io.k8s.api.autoscaling.v1",
+            ("autoscaling", "v1"),
+            "Scale",
+            "scales",
+            "scale",
+        ),
     ];
     let same = |row: &&Row| row.group == group && row.version == version && row.kind == kind;
     BODIES.iter().find(same).map(Row::resource)

@@ -118,10 +118,8 @@ async fn endpoints(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Result<()>
     let ports = format!(r#"[{{"name":"https","port":{port},"protocol":"TCP"}}]"#);
     let mut endpoints = head("v1", "Endpoints", "default", "kubernetes");
     endpoints.set_at(&["metadata", "labels", "endpointslice.kubernetes.io/skip-mirror"], "true");
-    endpoints.set(
-        "subsets",
-        parse(&format!(r#"[{{"addresses":[{{"ip":"{ip}"}}],"ports":{ports}}}]"#))?,
-    );
+    endpoints
+        .set("subsets", parse(&format!(r#"[{{"addresses":[{{"ip":"{ip}"}}],"ports":{ports}}}]"#))?);
     replace(api, endpoints).await?;
     let mut slice = head("discovery.k8s.io/v1", "EndpointSlice", "default", "kubernetes");
     slice.set_at(&["metadata", "labels", "kubernetes.io/service-name"], "kubernetes");

@@ -107,8 +107,7 @@ fn control_plane(args: &Args, ca: &str, server: &Server, ctx: &Context) {
     let user = |name: &str| User::authenticated(name, &[]);
     let channel = server.channel(user("system:kube-scheduler"));
     supervise("scheduler", ctx, move |inner| {
-        let config =
-            scheduler::Config { leader_elect: false, ..scheduler::Config::default() };
+        let config = scheduler::Config { leader_elect: false, ..scheduler::Config::default() };
         let channel = channel.clone();
         async move { scheduler::start(&config, channel, inner).await }
     });
@@ -162,8 +161,6 @@ pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     match std::fs::remove_dir_all(layout.dir()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => {
-            Err(error).with_context(|| format!("remove {}", layout.dir().display()))
-        }
+        Err(error) => Err(error).with_context(|| format!("remove {}", layout.dir().display())),
     }
 }

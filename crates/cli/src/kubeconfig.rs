@@ -46,9 +46,8 @@ pub(crate) fn write(path: &Path, server: &str, ca: &str, admin: &Pair) -> anyhow
 /// Reads a kubeconfig that [`write`] wrote: the server, and how to reach it.
 pub(crate) fn read(path: &Path) -> anyhow::Result<(String, ClientTls)> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let config: Value = serde_json::from_str(&text).with_context(|| {
-        format!("{} is not one of `ironclad up`'s kubeconfigs", path.display())
-    })?;
+    let config: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not one of `ironclad up`'s kubeconfigs", path.display()))?;
     let cluster = &config["clusters"][0]["cluster"];
     let user = &config["users"][0]["user"];
     let pem = |value: &Value| -> anyhow::Result<String> {

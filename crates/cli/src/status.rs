@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use client::transport::Scope;
 use client::Client;
+use client::transport::Scope;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::kubeconfig;
@@ -39,9 +39,9 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
             let ready = if is_ready(node) { "Ready" } else { "NotReady" };
             println!("node        {} {ready}", node.metadata.name.as_deref().unwrap_or_default());
         }
-        let running = pods.iter().filter(|p| {
-            p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
-        });
+        let running = pods
+            .iter()
+            .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
         println!("pods        {} of {} running", running.count(), pods.len());
         Ok(())
     })

@@ -65,7 +65,10 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let layout = Layout::new(args.data_dir.as_deref());
     if let Some(pid) = layout.running() {
         if args.detach {
-            println!("The cluster in {} is running already (process {pid}).", layout.dir().display());
+            println!(
+                "The cluster in {} is running already (process {pid}).",
+                layout.dir().display()
+            );
             return Ok(());
         }
         bail!("the cluster in {} is running already (process {pid})", layout.dir().display());

@@ -35,7 +35,9 @@ pub(crate) async fn answer(api: &Api, request: Request) -> Result<Outcome, ApiEr
             status
         }
         "SelfSubjectAccessReview" => access(api, &request.user, &object),
-        "SubjectAccessReview" | "LocalSubjectAccessReview" => access(api, &subject(&object), &object),
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            access(api, &subject(&object), &object)
+        }
         "SelfSubjectRulesReview" => rules(api, &request.user, &object),
         _ => return Err(ApiError::MethodNotAllowed),
     };
