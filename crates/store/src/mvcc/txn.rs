@@ -69,7 +69,8 @@ impl<'a> Write<'a> {
     }
 
     pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, Error> {
-        check_put(self.mvcc, request)?;
+        check_lease(self.mvcc, request)?;
+        check_old(self.mvcc, request)?;
         let at = self.next();
         let key = self.mvcc.index.key(&request.key);
         let old = self.mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
@@ -160,7 +161,7 @@ impl<'a> Write<'a> {
                     Some(Response::ResponseDeleteRange(self.delete(r)?))
                 }
                 Some(Request::RequestTxn(r)) => match nested.next() {
-                    Some(path) => Some(Response::ResponseTxn(self.run(r, path)?)),
+                    Some(path) => Some(Response::ResponseTxn(nested_answer(self.run(r, path)?))),
                     None => None,
                 },
                 None => None,
@@ -196,7 +197,9 @@ fn answer(
                 Some(Response::ResponseRange(mvcc.range(archive, r)?))
             }
             Some(Request::RequestTxn(r)) => match nested.next() {
-                Some(path) => Some(Response::ResponseTxn(answer(mvcc, archive, r, path)?)),
+                Some(path) => {
+                    Some(Response::ResponseTxn(nested_answer(answer(mvcc, archive, r, path)?)))
+                }
                 None => None,
             },
             _ => None,
@@ -204,6 +207,11 @@ fn answer(
         responses.push(ResponseOp { response });
     }
     Ok(TxnResponse { header: Some(mvcc.header()), succeeded: path.succeeded, responses })
+}
+
+/// etcd leaves the header of a nested transaction empty.
+fn nested_answer(response: TxnResponse) -> TxnResponse {
+    TxnResponse { header: Some(ResponseHeader::default()), ..response }
 }
 
 fn pair(key: &Bytes, version: &Version, archive: &dyn Archive) -> Result<KeyValue, Error> {
@@ -241,7 +249,11 @@ fn check(mvcc: &Mvcc, request: &TxnRequest, path: &Path) -> Result<(), Error> {
             {
                 return Err(Error::Compacted);
             }
-            Some(Request::RequestPut(put)) => check_put(mvcc, put)?,
+            // The other way round than for a single put, as etcd has it.
+            Some(Request::RequestPut(put)) => {
+                check_old(mvcc, put)?;
+                check_lease(mvcc, put)?;
+            }
             Some(Request::RequestTxn(txn)) => {
                 if let Some(path) = nested.next() {
                     check(mvcc, txn, path)?;
@@ -253,11 +265,15 @@ fn check(mvcc: &Mvcc, request: &TxnRequest, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_put(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
+fn check_old(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
     if request.ignore_value || request.ignore_lease {
         let live = mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
         live.ok_or(Error::KeyNotFound)?;
     }
+    Ok(())
+}
+
+fn check_lease(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
     if request.lease != 0 && mvcc.leases.find(request.lease).is_none() {
         return Err(Error::LeaseNotFound);
     }
