@@ -236,30 +236,36 @@ fn choose(mvcc: &Mvcc, archive: &dyn Archive, request: &TxnRequest) -> Path {
     path
 }
 
-/// Everything that could fail half way is refused before anything is changed.
+/// Everything that could fail half way is refused before anything is changed: the puts of all
+/// levels first, as etcd has it, then the ranges.
 fn check(mvcc: &Mvcc, request: &TxnRequest, path: &Path) -> Result<(), Error> {
+    each(request, path, &|op| match op {
+        // The other way round than for a single put, as etcd has it.
+        Request::RequestPut(put) => check_old(mvcc, put).and_then(|()| check_lease(mvcc, put)),
+        _ => Ok(()),
+    })?;
+    each(request, path, &|op| match op {
+        Request::RequestRange(range) if range.revision > mvcc.revision => {
+            Err(Error::FutureRevision)
+        }
+        Request::RequestRange(range) if (1..mvcc.compacted).contains(&range.revision) => {
+            Err(Error::Compacted)
+        }
+        _ => Ok(()),
+    })
+}
+
+/// Visits the operations that will run, those of nested transactions in their place.
+fn each(
+    request: &TxnRequest,
+    path: &Path,
+    visit: &dyn Fn(&Request) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut nested = path.nested.iter();
-    for op in branch(request, path) {
-        match &op.request {
-            Some(Request::RequestRange(range)) if range.revision > mvcc.revision => {
-                return Err(Error::FutureRevision);
-            }
-            Some(Request::RequestRange(range))
-                if range.revision > 0 && range.revision < mvcc.compacted =>
-            {
-                return Err(Error::Compacted);
-            }
-            // The other way round than for a single put, as etcd has it.
-            Some(Request::RequestPut(put)) => {
-                check_old(mvcc, put)?;
-                check_lease(mvcc, put)?;
-            }
-            Some(Request::RequestTxn(txn)) => {
-                if let Some(path) = nested.next() {
-                    check(mvcc, txn, path)?;
-                }
-            }
-            _ => {}
+    for op in branch(request, path).iter().filter_map(|op| op.request.as_ref()) {
+        match op {
+            Request::RequestTxn(txn) => nested.next().map_or(Ok(()), |p| each(txn, p, visit))?,
+            other => visit(other)?,
         }
     }
     Ok(())
