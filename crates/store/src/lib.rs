@@ -1,3 +1,4 @@
 //! Replicated key-value store that speaks etcd v3.
 
+pub mod log;
 pub mod mvcc;

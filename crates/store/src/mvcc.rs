@@ -9,6 +9,7 @@ pub mod index;
 pub mod lease;
 pub mod op;
 pub mod range;
+pub mod record;
 pub mod span;
 mod txn;
 
