@@ -117,7 +117,7 @@ impl Node {
         let entries = ready.take_entries();
         let effects = Effects {
             entries: entries.iter().map(from_raft).collect(),
-            vote: ready.hs().map(|hs| vote(hs)),
+            vote: ready.hs().map(vote),
             committed: ready.take_committed_entries().iter().map(from_raft).collect(),
         };
         let store = self.raw.mut_store();
@@ -136,8 +136,7 @@ impl Node {
         if let Some(commit) = light.commit_index() {
             self.raw.mut_store().hard.commit = commit;
         }
-        let committed: Vec<Entry> =
-            light.take_committed_entries().iter().map(from_raft).collect();
+        let committed: Vec<Entry> = light.take_committed_entries().iter().map(from_raft).collect();
         self.raw.advance_apply();
         self.spread();
         committed
@@ -220,10 +219,12 @@ struct Memory {
 
 impl Memory {
     fn new(start: Start) -> Self {
-        let mut hard = HardState::default();
-        hard.term = start.vote.term;
-        hard.vote = start.vote.vote;
-        hard.commit = start.vote.commit.max(start.snapshot.0).max(start.applied);
+        let mut hard = HardState {
+            term: start.vote.term,
+            vote: start.vote.vote,
+            commit: start.vote.commit.max(start.snapshot.0).max(start.applied),
+            ..Default::default()
+        };
         let entries: VecDeque<RaftEntry> = start
             .entries
             .into_iter()

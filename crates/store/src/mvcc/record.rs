@@ -90,8 +90,7 @@ impl Summary {
     /// Reads what [`Summary::encode`] wrote.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut numbers =
-            bytes.chunks_exact(8).map(|c| c.try_into().map_or(0, i64::from_le_bytes));
+        let mut numbers = bytes.chunks_exact(8).map(|c| c.try_into().map_or(0, i64::from_le_bytes));
         let (revision, compacted) = (numbers.next()?, numbers.next()?);
         let mut leases = Vec::new();
         for _ in 0..numbers.next()? {
