@@ -1,4 +1,5 @@
 //! Real rules in a network namespace of the test's own. Needs root and nftables in the kernel.
+#![allow(clippy::unwrap_used)] // a test as a whole
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
