@@ -1,1 +1,11 @@
 //! Runs the pods of one node on containerd.
+//!
+//! - `pod` decides, purely: what to do next (`sync`), what to report (`status`), what to ask of the
+//!   runtime (`spec`).
+//! - `runtime` is the only file that knows CRI; `containerd` runs a private one; `images` packs and
+//!   imports images.
+
+pub mod containerd;
+pub mod images;
+pub mod pod;
+pub mod runtime;
