@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::columns::Column;
+use crate::columns::{self, Cells, Column};
 use crate::error::{FieldErrors, ResourceName};
 use crate::object::Value;
 use crate::schema::{self, Ref, Str, Type};
@@ -16,6 +16,7 @@ mod apiextensions;
 mod apps;
 mod autoscaling;
 mod batch;
+mod convert;
 mod core;
 mod networking;
 mod policy;
@@ -147,6 +148,8 @@ pub struct Resource {
     pub selectable: Vec<SelectableField>,
     /// Table columns.
     pub columns: Vec<Column>,
+    /// Table cells; custom kinds find theirs by the columns' paths.
+    pub cells: Option<Cells>,
     /// Fields that may not change, as dotted paths.
     pub immutable: Vec<Str>,
     /// How names are checked.
@@ -381,7 +384,7 @@ pub(crate) struct Row {
     package: &'static str,
     prefix: &'static str,
     selectable: &'static [(&'static str, &'static str)],
-    columns: &'static [Column],
+    columns: (&'static str, Cells),
     immutable: &'static [&'static str],
     name_rule: NameRule,
     generation: Generation,
@@ -426,7 +429,7 @@ impl Row {
             package,
             prefix: plural,
             selectable: &[],
-            columns: &[],
+            columns: (columns::PLAIN, columns::plain),
             immutable: &[],
             name_rule: NameRule::Subdomain,
             generation: Generation::None,
@@ -512,8 +515,9 @@ impl Row {
         self
     }
 
-    pub(crate) const fn columns(mut self, columns: &'static [Column]) -> Self {
-        self.columns = columns;
+    /// Table columns as one line of text, and the function for cells.
+    pub(crate) const fn columns(mut self, line: &'static str, cells: Cells) -> Self {
+        self.columns = (line, cells);
         self
     }
 
@@ -625,7 +629,8 @@ impl Row {
             storage_prefix: self.prefix.into(),
             schema: Ref::Static(schema),
             selectable: self.selectable_fields(),
-            columns: self.columns.to_vec(),
+            columns: columns::parse(self.columns.0),
+            cells: Some(self.columns.1),
             immutable: strs(self.immutable),
             name_rule: self.name_rule,
             generation: self.generation,

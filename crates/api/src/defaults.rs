@@ -22,8 +22,19 @@ pub fn apply(object: &mut Value, resource: &Resource) {
     canonicalize(object, &resource.schema);
 }
 
+/// An object of type `ty` with nothing set, as a server makes it before reading: without defaults.
+pub fn zero(ty: &Type) -> Value {
+    let mut v = Value::object();
+    complete(&mut v, ty, false);
+    v
+}
+
 /// Brings an object of type `ty` into canonical form, schema defaults included.
 pub fn canonicalize(object: &mut Value, ty: &Type) {
+    complete(object, ty, true);
+}
+
+fn complete(object: &mut Value, ty: &Type, defaults: bool) {
     let Value::Object(map) = object else { return };
     for field in ty.fields.iter() {
         match map.get_mut(&field.name) {
@@ -32,17 +43,17 @@ pub fn canonicalize(object: &mut Value, ty: &Type) {
                 if v.is_null() && !field.keep {
                     map.remove(&field.name);
                 } else if !field.pointer && v.is_empty() {
-                    settle_empty(map, field);
+                    settle_empty(map, field, defaults);
                 }
             }
-            None => settle_empty(map, field),
+            None => settle_empty(map, field, defaults),
         }
     }
 }
 
 /// An absent or empty value becomes its default, its zero value, or nothing.
-fn settle_empty(map: &mut Map, field: &Field) {
-    if !field.default.is_empty() {
+fn settle_empty(map: &mut Map, field: &Field, defaults: bool) {
+    if defaults && !field.default.is_empty() {
         if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
             map.insert(field.name.as_ref(), v);
         }
@@ -55,7 +66,7 @@ fn settle_empty(map: &mut Map, field: &Field) {
     let zero = match &field.shape {
         Shape::Object(ty) if !field.pointer => {
             let mut v = Value::object();
-            canonicalize(&mut v, ty);
+            complete(&mut v, ty, defaults);
             v
         }
         Shape::String => Value::from(""),
@@ -64,10 +75,6 @@ fn settle_empty(map: &mut Map, field: &Field) {
             Value::Int(0)
         }
         Shape::Quantity => Value::from("0"),
-        // An empty list that was written stays one; an absent one is null, as a Go slice is.
-        Shape::List(_) | Shape::Map(_) if map.get(&field.name).is_some_and(|v| !v.is_null()) => {
-            return;
-        }
         _ => Value::Null,
     };
     map.insert(field.name.as_ref(), zero);

@@ -118,6 +118,8 @@ pub struct Field {
     pub list: ListType,
     /// A map or object that is owned and replaced as a whole.
     pub atomic: bool,
+    /// Not atomic here although its type is.
+    pub granular: bool,
     /// Strategic merge: lists are merged (by `merge_key` or as a set).
     pub patch_merge: bool,
     /// Strategic merge: absent members are dropped.
@@ -143,6 +145,7 @@ impl Field {
             nullable: false,
             list: ListType::Atomic,
             atomic: false,
+            granular: false,
             patch_merge: false,
             patch_retain_keys: false,
             merge_key: Cow::Borrowed(""),

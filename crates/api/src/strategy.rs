@@ -150,10 +150,13 @@ fn desired_differs(new: &Value, old: &Value, resource: &Resource) -> bool {
 /// What single kinds do when they are created or changed.
 pub(crate) mod kinds {
     use super::*;
+    use crate::defaults::kinds::TEMPLATE_GENERATION;
 
     /// Namespaces wait for their content before they go.
     pub(crate) fn namespace_create(v: &mut Value) {
         v.set("status", crate::json!({"phase": "Active"}));
+        let name = meta::name(v).to_owned();
+        v.set_at(&["metadata", "labels", "kubernetes.io/metadata.name"], name);
         let list = v["spec"]["finalizers"].items();
         if !list.iter().any(|f| f.text() == "kubernetes") {
             let mut list = list.to_vec();
@@ -199,6 +202,28 @@ pub(crate) mod kinds {
         }
         let key = "batch.kubernetes.io/controller-uid";
         v.set_at(&["spec", "selector", "matchLabels", key], uid);
+        if v["metadata"]["labels"].is_empty() {
+            let labels = v["spec"]["template"]["metadata"]["labels"].clone();
+            v.set_at(&["metadata", "labels"], labels);
+        }
+    }
+
+    /// Daemon sets count the changes of their template.
+    pub(crate) fn daemon_set_create(v: &mut Value) {
+        v.set_at(&["metadata", "annotations", TEMPLATE_GENERATION], "1");
+    }
+
+    /// See `daemon_set_create`.
+    pub(crate) fn daemon_set_update(new: &mut Value, old: &Value) {
+        let count = meta::annotation(old, TEMPLATE_GENERATION).and_then(|n| n.parse::<i64>().ok());
+        let changed = new["spec"]["template"] != old["spec"]["template"];
+        let count = count.unwrap_or(0) + i64::from(changed);
+        new.set_at(&["metadata", "annotations", TEMPLATE_GENERATION], count.to_string());
+    }
+
+    /// What is asked to be signed stays.
+    pub(crate) fn signing_request_update(new: &mut Value, old: &Value) {
+        take(new, old, "spec");
     }
 
     /// Volumes and claims wait to be bound.

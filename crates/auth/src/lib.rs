@@ -2,8 +2,9 @@
 //!
 //! [`pki`] is the cluster's own authority and the certificates it issues; [`token`] signs and checks
 //! service-account tokens and reads static token files; [`identity`] is the user that comes out of
-//! either. Nothing here decides what a user may do.
+//! either; [`cluster`] keeps all of it in one directory. Nothing here decides what a user may do.
 
+pub mod cluster;
 pub mod identity;
 pub mod pki;
 pub mod token;

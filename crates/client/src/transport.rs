@@ -15,16 +15,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use daemon::Channel;
-use daemon::channel::BoxError;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
 use k8s_openapi::{Metadata, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tonic::body::Body;
-use tower::ServiceExt;
-use tower::util::BoxCloneSyncService;
 use wire::apiserver as pb;
 use wire::apiserver::objects_client::ObjectsClient;
 
@@ -315,18 +311,10 @@ pub struct Delete {
     pub propagation: &'static str,
 }
 
-/// The error of a channel as a type of its own: a boxed trait object as error type keeps the
-/// compiler from seeing that a call's future is `Send`.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-struct ChannelError(BoxError);
-
-type Named = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, ChannelError>;
-
 /// The API server, as one component sees it.
 #[derive(Clone)]
 pub struct Client {
-    objects: ObjectsClient<Named>,
+    objects: ObjectsClient<Channel>,
     field_manager: String,
 }
 
@@ -340,7 +328,6 @@ impl Client {
     /// A client over `channel`, writing as `field_manager` (the component's name).
     #[must_use]
     pub fn new(channel: Channel, field_manager: &str) -> Self {
-        let channel = BoxCloneSyncService::new(channel.map_err(ChannelError));
         let objects = ObjectsClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
         Self { objects, field_manager: field_manager.to_owned() }
     }

@@ -1,1 +1,142 @@
 //! All controllers, leader elected.
+//!
+//! A controller is two functions, `observe` and `reconcile`, and a list of what wakes it (`client::Controller`); the
+//! list of them is in [`run`]. Two that work on all kinds run loops of their own: [`controllers::garbage`] and
+//! [`controllers::namespace`]. [`pods`] is what several of them need to know of pods.
+
+use anyhow::Context as _;
+use client::cache::{namespace_of, owner_uids};
+use client::controller;
+use client::lease::{Election, lead};
+use client::{Cache, Client, Executor, Recorder, Select};
+use daemon::{Channel, Context};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio_util::sync::CancellationToken;
+
+mod config;
+pub mod controllers;
+pub mod pods;
+
+pub use config::Config;
+
+use controllers::deployment::Deployments;
+use controllers::endpoints::{EndpointSlices, EndpointsObjects};
+use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
+use controllers::replicaset::ReplicaSets;
+use controllers::serviceaccount::{RootCas, ServiceAccounts};
+
+const COMPONENT: &str = "kube-controller-manager";
+
+/// Runs the controllers over a socket to the API server.
+///
+/// # Errors
+/// When the configuration cannot be used.
+pub async fn run(config: Config, ctx: Context) -> anyhow::Result<()> {
+    let tls = config.tls.client()?.context("tls.ca: the API server's authority is needed")?;
+    let channel = daemon::channel::connect(&config.server, Some(&tls))?;
+    let ca = tls.ca.clone();
+    start(&config, channel, &ca, ctx).await
+}
+
+/// Runs the controllers over `channel`; `ca` is published to every namespace.
+///
+/// # Errors
+/// When the configuration cannot be used.
+pub async fn start(
+    config: &Config,
+    channel: Channel,
+    ca: &str,
+    ctx: Context,
+) -> anyhow::Result<()> {
+    PodRange::parse(&config.pod_cidr)?.publish();
+    controllers::serviceaccount::publish(ca);
+    let client = Client::new(channel, COMPONENT);
+    if !config.leader_elect {
+        work(client, ctx.clone(), ctx.shutdown.clone()).await;
+        return Ok(());
+    }
+    let identity = format!("{}_{}", hostname(), std::process::id());
+    let election = Election::new("kube-system", "kube-controller-manager", identity);
+    let inner = ctx.clone();
+    let leader = client.clone();
+    lead(&client, &election, &ctx, move |leading| work(leader.clone(), inner.clone(), leading))
+        .await;
+    Ok(())
+}
+
+fn hostname() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    read.map_or_else(|_| "controller-manager".into(), |name| name.trim().to_owned())
+}
+
+/// All controllers, until `leading` ends.
+async fn work(client: Client, ctx: Context, leading: CancellationToken) {
+    // The watches end with leadership.
+    let inner = Context { shutdown: leading.clone(), ..ctx };
+    let cache = cache(&client, &inner);
+    let executor = Executor::new(client.clone(), Recorder::start(client.clone(), COMPONENT, "", &inner));
+    macro_rules! start {
+        ($($controller:ty),* $(,)?) => {
+            tokio::join!($(
+                controller::run::<$controller>(
+                    cache.clone(), executor.clone(), inner.clone(), leading.clone()
+                )
+            ),*, 
+                controllers::garbage::run(client.clone(), inner.clone(), leading.clone()),
+                controllers::namespace::run(client.clone(), cache.clone(), inner.clone(), leading.clone()),
+            )
+        };
+    }
+    let _ended = start!(
+        Deployments,
+        ReplicaSets,
+        EndpointSlices,
+        EndpointsObjects,
+        ServiceAccounts,
+        RootCas,
+        NodeRanges,
+        NodeLifecycle,
+        PodEviction,
+    );
+}
+
+/// The kinds that controllers read, and how they find them.
+fn cache(client: &Client, ctx: &Context) -> Cache {
+    let orphans = |pod: &Pod| -> Vec<String> {
+        let owned = pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true));
+        if owned { Vec::new() } else { pod.metadata.namespace.iter().cloned().collect() }
+    };
+    let node = |pod: &Pod| -> Vec<String> {
+        pod.spec.iter().filter_map(|s| s.node_name.clone()).collect()
+    };
+    let service = |slice: &EndpointSlice| -> Vec<String> {
+        let labels = slice.metadata.labels.as_ref();
+        let name = labels.and_then(|l| l.get("kubernetes.io/service-name"));
+        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+        name.map(|name| format!("{namespace}/{name}")).into_iter().collect()
+    };
+    Cache::builder(client.clone())
+        .kind::<Deployment>(Select::all())
+        .kind::<ReplicaSet>(Select::all().index("owner", owner_uids).index("namespace", namespace_of))
+        .kind::<Pod>(
+            Select::all()
+                .index("owner", owner_uids)
+                .index("namespace", namespace_of)
+                .index("orphans", orphans)
+                .index("node", node),
+        )
+        .kind::<Service>(Select::all().index("namespace", namespace_of))
+        .kind::<EndpointSlice>(Select::all().index("service", service))
+        .kind::<Endpoints>(Select::all())
+        .kind::<Namespace>(Select::all())
+        .kind::<ServiceAccount>(Select::all())
+        .kind::<ConfigMap>(Select::all().fields("metadata.name=kube-root-ca.crt"))
+        .kind::<Node>(Select::all())
+        .kind::<Lease>(Select::all().namespace("kube-node-lease"))
+        .start(ctx)
+}

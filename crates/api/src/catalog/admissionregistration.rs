@@ -1,6 +1,7 @@
 //! Rows of admission configuration.
 
 use super::{Generation, RW, Row};
+use crate::columns;
 use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
@@ -13,6 +14,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
+    .columns("Name, Mutations:integer, ParamKind, Age", columns::groups::admission_policy)
     .defaults(kinds::admission_policy),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -23,6 +25,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
+    .columns("Name, PolicyName, ParamRef, Age", columns::groups::policy_binding)
     .defaults(kinds::admission_policy_binding),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -33,6 +36,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
+    .columns("Name, Webhooks:integer, Age", columns::groups::webhooks)
     .defaults(kinds::mutating_webhooks),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -45,6 +49,7 @@ pub(super) const ROWS: &[Row] = &[
     .sub(&[("status", "ValidatingAdmissionPolicy", RW)])
     .status()
     .generation(Generation::Spec)
+    .columns("Name, Validations:integer, ParamKind, Age", columns::groups::admission_policy)
     .defaults(kinds::admission_policy),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -55,6 +60,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
+    .columns("Name, PolicyName, ParamRef, Age", columns::groups::policy_binding)
     .defaults(kinds::admission_policy_binding),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -65,5 +71,6 @@ pub(super) const ROWS: &[Row] = &[
     )
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
+    .columns("Name, Webhooks:integer, Age", columns::groups::webhooks)
     .defaults(kinds::validating_webhooks),
 ];

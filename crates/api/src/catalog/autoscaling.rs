@@ -1,7 +1,9 @@
 //! Rows of autoscaling.
 
-use super::{RW, Row};
+use super::{RW, Row, convert};
+use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced(
@@ -15,6 +17,11 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["all"])
     .sub(&[("status", "HorizontalPodAutoscaler", RW)])
     .status()
+    .columns(
+        "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
+        columns::groups::autoscaler_v2,
+    )
+    .rules(rules::groups::autoscaler)
     .defaults(kinds::autoscaler_v2),
     Row::namespaced(
         "io.k8s.api.autoscaling.v1",
@@ -27,5 +34,11 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["all"])
     .sub(&[("status", "HorizontalPodAutoscaler", RW)])
     .status()
+    .columns(
+        "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
+        columns::groups::autoscaler_v1,
+    )
+    .rules(rules::groups::autoscaler)
+    .stored_as(("autoscaling", "v2"), convert::autoscaler_to_v2, convert::autoscaler_from_v2)
     .defaults(kinds::autoscaler_v1),
 ];

@@ -1,7 +1,9 @@
 //! Rows of batch.
 
 use super::{Generation, RW, Row};
+use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
@@ -11,6 +13,8 @@ pub(super) const ROWS: &[Row] = &[
         .sub(&[("status", "CronJob", RW)])
         .status()
         .generation(Generation::Spec)
+        .columns("Name, Schedule, Timezone, Suspend:boolean, Active:integer, Last Schedule, Age, Containers*, Images*, Selector*", columns::workloads::cron_job)
+        .rules(rules::apps::cron_job)
         .defaults(kinds::cron_job),
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
         .categories(&["all"])
@@ -18,6 +22,8 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .selectable(&[("status.successful", "status.succeeded")])
         .generation(Generation::Spec)
+        .columns("Name, Status, Completions, Duration, Age, Containers*, Images*, Selector*", columns::workloads::job)
+        .rules(rules::apps::job)
         .on_create(strategy::job_create)
         .defaults(kinds::job),
 ];

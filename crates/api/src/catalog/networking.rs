@@ -1,7 +1,10 @@
 //! Rows of networking, discovery, certificates and API registration.
 
 use super::{Generation, NameRule, RW, Row};
+use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
+use crate::strategy::kinds as strategy;
 
 pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
     "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1",
@@ -14,6 +17,7 @@ pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
 .sub(&[("status", "APIService", RW)])
 .status()
 .prefix("apiregistration.k8s.io/apiservices")
+.columns("Name, Service, Available, Age", columns::groups::api_service)
 .defaults(kinds::api_service)];
 
 pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(
@@ -26,7 +30,12 @@ pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(
 .short(&["csr"])
 .sub(&[("approval", "CertificateSigningRequest", RW), ("status", "CertificateSigningRequest", RW)])
 .status()
-.selectable(&[("spec.signerName", "")])];
+.selectable(&[("spec.signerName", "")])
+.columns(
+    "Name, Age, SignerName, Requestor, RequestedDuration, Condition",
+    columns::groups::signing_request,
+)
+.on_update(strategy::signing_request_update)];
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -37,6 +46,8 @@ pub(super) const ROWS: &[Row] = &[
         "ingressclass",
     )
     .generation(Generation::Spec)
+    .columns("Name, Controller, Parameters, Age", columns::groups::ingress_class)
+    .rules(rules::groups::ingress_class)
     .defaults(kinds::ingress_class),
     Row::namespaced(
         "io.k8s.api.networking.v1",
@@ -49,7 +60,9 @@ pub(super) const ROWS: &[Row] = &[
     .sub(&[("status", "Ingress", RW)])
     .status()
     .prefix("ingress")
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .columns("Name, Class, Hosts, Address, Ports, Age", columns::groups::ingress)
+    .rules(rules::groups::ingress),
     Row::cluster(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),
@@ -58,7 +71,9 @@ pub(super) const ROWS: &[Row] = &[
         "ipaddress",
     )
     .short(&["ip"])
-    .names(NameRule::Ip),
+    .names(NameRule::Ip)
+    .columns("Name, ParentRef", columns::groups::ip_address)
+    .rules(rules::groups::ip_address),
     Row::namespaced(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),
@@ -68,6 +83,8 @@ pub(super) const ROWS: &[Row] = &[
     )
     .short(&["netpol"])
     .generation(Generation::Spec)
+    .columns("Name, Pod-Selector, Age", columns::groups::network_policy)
+    .rules(rules::groups::network_policy)
     .defaults(kinds::network_policy),
     Row::cluster(
         "io.k8s.api.networking.v1",
@@ -77,7 +94,9 @@ pub(super) const ROWS: &[Row] = &[
         "servicecidr",
     )
     .sub(&[("status", "ServiceCIDR", RW)])
-    .status(),
+    .status()
+    .columns("Name, CIDRs, Age", columns::groups::service_cidr)
+    .rules(rules::groups::service_cidr),
 ];
 
 pub(super) const DISCOVERY: &[Row] = &[Row::namespaced(
@@ -88,4 +107,6 @@ pub(super) const DISCOVERY: &[Row] = &[Row::namespaced(
     "endpointslice",
 )
 .generation(Generation::Spec)
+.columns("Name, AddressType, Ports, Endpoints, Age", columns::groups::endpoint_slice)
+.rules(rules::groups::endpoint_slice)
 .defaults(kinds::endpoint_slice)];

@@ -1,7 +1,9 @@
 //! Rows of role-based access control.
 
 use super::{NameRule, Row};
+use crate::columns;
 use crate::defaults::kinds;
+use crate::rules;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -12,6 +14,8 @@ pub(super) const ROWS: &[Row] = &[
         "clusterrolebinding",
     )
     .names(NameRule::PathSegment)
+    .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
+    .rules(rules::rbac::cluster_role_binding)
     .defaults(kinds::role_binding),
     Row::cluster(
         "io.k8s.api.rbac.v1",
@@ -20,7 +24,8 @@ pub(super) const ROWS: &[Row] = &[
         "clusterroles",
         "clusterrole",
     )
-    .names(NameRule::PathSegment),
+    .names(NameRule::PathSegment)
+    .rules(rules::rbac::cluster_role),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
         ("rbac.authorization.k8s.io", "v1"),
@@ -29,6 +34,8 @@ pub(super) const ROWS: &[Row] = &[
         "rolebinding",
     )
     .names(NameRule::PathSegment)
+    .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
+    .rules(rules::rbac::role_binding)
     .defaults(kinds::role_binding),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
@@ -37,5 +44,6 @@ pub(super) const ROWS: &[Row] = &[
         "roles",
         "role",
     )
-    .names(NameRule::PathSegment),
+    .names(NameRule::PathSegment)
+    .rules(rules::rbac::role),
 ];

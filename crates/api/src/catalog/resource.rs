@@ -1,6 +1,7 @@
 //! Rows of dynamic resource allocation.
 
 use super::{Generation, RW, Row};
+use crate::columns;
 use crate::defaults::kinds;
 
 pub(super) const ROWS: &[Row] = &[
@@ -10,7 +11,8 @@ pub(super) const ROWS: &[Row] = &[
         "DeviceClass",
         "deviceclasses",
         "deviceclass",
-    ),
+    )
+    .columns("Name, Age", columns::core::aged),
     Row::namespaced(
         "io.k8s.api.resource.v1",
         ("resource.k8s.io", "v1"),
@@ -20,6 +22,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .sub(&[("status", "ResourceClaim", RW)])
     .status()
+    .columns("Name, State, Age", columns::groups::resource_claim)
     .defaults(kinds::resource_claim),
     Row::namespaced(
         "io.k8s.api.resource.v1",
@@ -28,6 +31,7 @@ pub(super) const ROWS: &[Row] = &[
         "resourceclaimtemplates",
         "resourceclaimtemplate",
     )
+    .columns("Name, Age", columns::core::aged)
     .defaults(kinds::resource_claim_template),
     Row::cluster(
         "io.k8s.api.resource.v1",
@@ -37,5 +41,6 @@ pub(super) const ROWS: &[Row] = &[
         "resourceslice",
     )
     .selectable(&[("spec.driver", ""), ("spec.nodeName", "")])
-    .generation(Generation::Spec),
+    .generation(Generation::Spec)
+    .columns("Name, Node, Driver, Pool, Age", columns::groups::resource_slice),
 ];

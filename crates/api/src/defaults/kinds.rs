@@ -59,7 +59,14 @@ pub fn daemon_set(v: &mut Value) {
         }
     }
     template_at(v, &["spec", "template"]);
+    let generation = ["metadata", "annotations", TEMPLATE_GENERATION];
+    if v.at(&generation).is_none() {
+        v.set_at(&generation, "0");
+    }
 }
+
+/// Where daemon sets count the changes of their template.
+pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// StatefulSet.
 pub fn stateful_set(v: &mut Value) {
@@ -73,7 +80,6 @@ pub fn stateful_set(v: &mut Value) {
         strategy.default_to("rollingUpdate", Value::object());
         if let Some(r) = strategy.get_mut("rollingUpdate") {
             r.default_to("partition", 0_i64);
-            r.default_to("maxUnavailable", 1_i64);
         }
     }
     let retention =
@@ -93,7 +99,6 @@ pub fn stateful_set(v: &mut Value) {
 /// ReplicaSet.
 pub fn replica_set(v: &mut Value) {
     spec(v).default_to("replicas", 1_i64);
-    labels_from_template(v, &["spec", "template"]);
     template_at(v, &["spec", "template"]);
 }
 
@@ -237,6 +242,12 @@ pub fn namespace(v: &mut Value) {
 
 /// Node.
 pub fn node(v: &mut Value) {
+    let (one, list) = (v["spec"]["podCIDR"].clone(), v["spec"]["podCIDRs"].clone());
+    if list.is_empty() && !one.is_empty() {
+        v.set_at(&["spec", "podCIDRs"], vec![one]);
+    } else if let Some(first) = list.items().first() {
+        v.set_at(&["spec", "podCIDR"], first.clone());
+    }
     if let Some(status) = v.get_mut("status") {
         if status["allocatable"].is_empty() && !status["capacity"].is_empty() {
             let capacity = status["capacity"].clone();

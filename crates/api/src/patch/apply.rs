@@ -139,7 +139,13 @@ fn strip(set: &mut Set) {
 /// Fields that a write through `subresource` cannot change, hence does not own.
 fn strip_reset(set: &mut Set, resource: &Resource, subresource: &str) {
     match subresource {
-        "" if resource.status_reset => set.cut(&["f:status"]),
+        "" if resource.status_reset => {
+            set.cut(&["f:status"]);
+            // Who asks for a certificate is written by the server, and the request never changes.
+            if resource.plural == "certificatesigningrequests" {
+                set.cut(&["f:spec"]);
+            }
+        }
         "status" if resource.custom => {
             let status = set.below.remove("f:status");
             set.below.clear();
@@ -171,10 +177,8 @@ fn bare(v: &Value) -> Value {
 
 /// What a server compares a new object with: an empty one of its type.
 fn blank(resource: &Resource) -> Value {
-    let mut v = Value::object();
-    if !resource.custom {
-        crate::defaults::canonicalize(&mut v, &resource.schema);
-    }
+    let mut v =
+        if resource.custom { Value::object() } else { crate::defaults::zero(&resource.schema) };
     v.set("apiVersion", resource.api_version());
     v.set("kind", resource.kind.as_ref());
     v

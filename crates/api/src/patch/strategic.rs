@@ -211,7 +211,7 @@ fn merge_list(
     }
     match order {
         Some(order) => sort_by_order(&mut out, order.items(), &original, merge_key),
-        None => sort_by_patch(&mut out, patch, &original, merge_key),
+        None => sort_by_order(&mut out, patch, &original, merge_key),
     }
     Ok(out)
 }
@@ -223,9 +223,8 @@ fn merge_primitives(mut target: Vec<Value>, patch: &[Value], order: Option<&Valu
             target.push(p.clone());
         }
     }
-    if let Some(order) = order {
-        sort_by_order(&mut target, order.items(), &original, "");
-    }
+    let order = order.map_or(patch, Value::items);
+    sort_by_order(&mut target, order, &original, "");
     target
 }
 
@@ -233,7 +232,7 @@ fn identity<'a>(v: &'a Value, merge_key: &str) -> &'a Value {
     if merge_key.is_empty() { v } else { &v[merge_key] }
 }
 
-/// Items named in `order` stand in that order; the others stay near their old neighbours.
+/// Items named in `order` (the patch itself, where it gives none) stand in that order; the others stay near their old neighbours.
 fn sort_by_order(items: &mut Vec<Value>, order: &[Value], original: &[Value], merge_key: &str) {
     let rank =
         |v: &Value| order.iter().position(|o| identity(o, merge_key) == identity(v, merge_key));
@@ -241,17 +240,6 @@ fn sort_by_order(items: &mut Vec<Value>, order: &[Value], original: &[Value], me
         std::mem::take(items).into_iter().partition(|v| rank(v).is_some());
     named.sort_by_key(|v| rank(v));
     *items = interleave(named, rest, original, merge_key);
-}
-
-/// Without an order the patch's own order counts among its items, after those it doesn't name.
-fn sort_by_patch(items: &mut Vec<Value>, patch: &[Value], original: &[Value], merge_key: &str) {
-    let in_original =
-        |v: &Value| original.iter().any(|o| identity(o, merge_key) == identity(v, merge_key));
-    let _ = patch;
-    let (old, new): (Vec<Value>, Vec<Value>) =
-        std::mem::take(items).into_iter().partition(|v| in_original(v));
-    *items = old;
-    items.extend(new);
 }
 
 /// Puts `rest` among `named` as they stood in the original, before what stood after them.

@@ -24,7 +24,7 @@ pub(super) enum Kind<'a> {
 /// The merge rule of a field.
 fn kind_of(f: &Field) -> Kind<'_> {
     match &f.shape {
-        Shape::Object(ty) if f.atomic || ty.atomic => Kind::Leaf(Some(&f.shape)),
+        Shape::Object(ty) if f.atomic || (ty.atomic && !f.granular) => Kind::Leaf(Some(&f.shape)),
         Shape::Object(ty) => Kind::Struct(ty),
         Shape::Map(_) if f.atomic => Kind::Leaf(Some(&f.shape)),
         Shape::Map(item) => Kind::Map(item),

@@ -1,6 +1,10 @@
 //! Rules of pods and pod templates.
 
+use super::{labels, non_negative, one_of, one_of_if_set, port, port_number, reasons};
+use crate::error::{FieldErrors, FieldReason};
+use crate::name;
 use crate::object::Value;
+use crate::quantity::Quantity;
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, by the requests and limits of cpu and memory.
 pub fn qos_class(spec: &Value) -> &'static str {
@@ -30,5 +34,839 @@ pub fn qos_class(spec: &Value) -> &'static str {
         (false, _) => "BestEffort",
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
+    }
+}
+
+/// Pod.
+pub fn pod(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
+    if let Some(old) = old {
+        super::pod_update::update(new, old, errs);
+        return;
+    }
+    if !new["spec"]["ephemeralContainers"].is_empty() {
+        errs.forbidden("spec.ephemeralContainers", "cannot be set on create");
+    }
+    spec("spec", &new["spec"], errs);
+}
+
+/// A pod's spec at `path`.
+pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
+    let volumes = volumes(&format!("{path}.volumes"), &s["volumes"], errs);
+    let claims: Vec<&str> = s["resourceClaims"].items().iter().map(|c| c["name"].text()).collect();
+    let seen = Seen { volumes: &volumes, claims: &claims };
+    let mut names: Vec<String> = Vec::new();
+    let list = s["containers"].items();
+    if list.is_empty() {
+        errs.required(format!("{path}.containers"), "");
+    }
+    containers(&format!("{path}.containers"), list, &seen, &mut names, false, errs);
+    containers(
+        &format!("{path}.initContainers"),
+        s["initContainers"].items(),
+        &seen,
+        &mut names,
+        true,
+        errs,
+    );
+    host_port_conflicts(path, list, errs);
+    one_of(
+        &format!("{path}.restartPolicy"),
+        &s["restartPolicy"],
+        &["Always", "OnFailure", "Never"],
+        errs,
+    );
+    let dns = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
+    one_of(&format!("{path}.dnsPolicy"), &s["dnsPolicy"], &dns, errs);
+    dns_config(path, s, errs);
+    labels(&format!("{path}.nodeSelector"), &s["nodeSelector"], errs);
+    resource_claims(path, s, errs);
+    tolerations(&format!("{path}.tolerations"), &s["tolerations"], errs);
+    affinity(&format!("{path}.affinity"), &s["affinity"], errs);
+    spread(&format!("{path}.topologySpreadConstraints"), &s["topologySpreadConstraints"], errs);
+    names_of_others(path, s, errs);
+    numbers(path, s, errs);
+    security(&format!("{path}.securityContext"), &s["securityContext"], errs);
+    if s.has("os") {
+        one_of(&format!("{path}.os"), &s["os"]["name"], &["linux", "windows"], errs);
+    }
+    let policies = ["Never", "PreemptLowerPriority"];
+    one_of_if_set(&format!("{path}.preemptionPolicy"), &s["preemptionPolicy"], &policies, errs);
+}
+
+fn names_of_others(path: &str, s: &Value, errs: &mut FieldErrors) {
+    for key in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
+        let text = s[key].text();
+        if !text.is_empty() {
+            reasons(&format!("{path}.{key}"), text, name::dns_subdomain(text), errs);
+        }
+    }
+    for key in ["hostname", "subdomain"] {
+        let text = s[key].text();
+        if !text.is_empty() {
+            reasons(&format!("{path}.{key}"), text, name::dns_label(text), errs);
+        }
+    }
+    let gates = s["schedulingGates"].items();
+    for (i, g) in gates.iter().enumerate() {
+        let at = format!("{path}.schedulingGates[{i}]");
+        let n = g["name"].text();
+        reasons(&at, n, name::qualified(n), errs);
+        if gates[..i].contains(g) {
+            errs.duplicate(at, n);
+        }
+    }
+    for (i, g) in s["readinessGates"].items().iter().enumerate() {
+        let n = g["conditionType"].text();
+        reasons(&format!("{path}.readinessGates[{i}].conditionType"), n, name::qualified(n), errs);
+    }
+    for (i, a) in s["hostAliases"].items().iter().enumerate() {
+        if a["ip"].text().parse::<std::net::IpAddr>().is_err() {
+            errs.invalid(format!("{path}.hostAliases[{i}].ip"), a["ip"].text(), super::core::IP);
+        }
+        for (j, h) in a["hostnames"].items().iter().enumerate() {
+            let at = format!("{path}.hostAliases[{i}].hostnames[{j}]");
+            reasons(&at, h.text(), name::dns_subdomain(h.text()), errs);
+        }
+    }
+}
+
+fn numbers(path: &str, s: &Value, errs: &mut FieldErrors) {
+    if let Some(n) = s["activeDeadlineSeconds"].as_int()
+        && !(1..=i64::from(i32::MAX)).contains(&n)
+    {
+        errs.invalid(
+            format!("{path}.activeDeadlineSeconds"),
+            n,
+            format!("must be between 1 and {}, inclusive", i32::MAX),
+        );
+    }
+    non_negative(
+        &format!("{path}.terminationGracePeriodSeconds"),
+        &s["terminationGracePeriodSeconds"],
+        errs,
+    );
+}
+
+fn dns_config(path: &str, s: &Value, errs: &mut FieldErrors) {
+    let d = &s["dnsConfig"];
+    let servers = d["nameservers"].items();
+    if s["dnsPolicy"].text() == "None" && servers.is_empty() {
+        errs.required(
+            format!("{path}.dnsConfig.nameservers"),
+            "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        );
+    }
+    if servers.len() > 3 {
+        errs.invalid(
+            format!("{path}.dnsConfig.nameservers"),
+            d["nameservers"].clone(),
+            "must not have more than 3 nameservers",
+        );
+    }
+    for (i, n) in servers.iter().enumerate() {
+        if n.text().parse::<std::net::IpAddr>().is_err() {
+            errs.invalid(format!("{path}.dnsConfig.nameservers[{i}]"), n.clone(), super::core::IP);
+        }
+    }
+    for (i, o) in d["options"].items().iter().enumerate() {
+        if o["name"].text().is_empty() {
+            errs.required(format!("{path}.dnsConfig.options[{i}]"), "must not be empty");
+        }
+    }
+}
+
+fn resource_claims(path: &str, s: &Value, errs: &mut FieldErrors) {
+    let list = s["resourceClaims"].items();
+    for (i, c) in list.iter().enumerate() {
+        let at = format!("{path}.resourceClaims[{i}]");
+        let n = c["name"].text();
+        if n.is_empty() {
+            errs.required(format!("{at}.name"), "");
+        } else if list[..i].iter().any(|o| o["name"].text() == n) {
+            errs.duplicate(format!("{at}.name"), n);
+        } else {
+            reasons(&format!("{at}.name"), n, name::dns_label(n), errs);
+        }
+        match (c.has("resourceClaimName"), c.has("resourceClaimTemplateName")) {
+            (true, true) => errs.invalid(
+                at,
+                c.clone(),
+                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+            ),
+            (false, false) => errs.invalid(
+                at,
+                c.clone(),
+                "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            ),
+            _ => {}
+        }
+    }
+}
+
+/// What containers may refer to.
+struct Seen<'a> {
+    volumes: &'a [String],
+    claims: &'a [&'a str],
+}
+
+fn containers(
+    path: &str,
+    list: &[Value],
+    seen: &Seen<'_>,
+    names: &mut Vec<String>,
+    init: bool,
+    errs: &mut FieldErrors,
+) {
+    for (i, c) in list.iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        container(&at, c, seen, errs);
+        let n = c["name"].text().to_owned();
+        if !n.is_empty() && names.contains(&n) {
+            errs.duplicate(format!("{at}.name"), n.as_str());
+        }
+        names.push(n);
+        let sidecar = c["restartPolicy"].text() == "Always";
+        if init && !sidecar {
+            for key in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+                if c.has(key) {
+                    let text = "may not be set for init containers without restartPolicy=Always";
+                    errs.forbidden(format!("{at}.{key}"), text);
+                }
+            }
+        }
+    }
+}
+
+fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
+    match c["name"].text() {
+        "" => errs.required(format!("{at}.name"), ""),
+        n => reasons(&format!("{at}.name"), n, name::dns_label(n), errs),
+    }
+    let image = c["image"].text();
+    if image.is_empty() {
+        errs.required(format!("{at}.image"), "");
+    } else if image.trim() != image {
+        let text = "must not have leading or trailing whitespace";
+        errs.invalid(format!("{at}.image"), image, text);
+    }
+    let policies = ["Always", "IfNotPresent", "Never"];
+    one_of(&format!("{at}.imagePullPolicy"), &c["imagePullPolicy"], &policies, errs);
+    let messages = ["File", "FallbackToLogsOnError"];
+    one_of(
+        &format!("{at}.terminationMessagePolicy"),
+        &c["terminationMessagePolicy"],
+        &messages,
+        errs,
+    );
+    ports(&format!("{at}.ports"), &c["ports"], errs);
+    env(&format!("{at}.env"), &c["env"], errs);
+    env_from(&format!("{at}.envFrom"), &c["envFrom"], errs);
+    mounts(&format!("{at}.volumeMounts"), &c["volumeMounts"], seen.volumes, errs);
+    for (key, liveness) in
+        [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)]
+    {
+        probe(&format!("{at}.{key}"), &c[key], liveness, errs);
+    }
+    for hook in ["postStart", "preStop"] {
+        if c["lifecycle"].has(hook) {
+            handler(&format!("{at}.lifecycle.{hook}"), &c["lifecycle"][hook], errs);
+        }
+    }
+    resources(&format!("{at}.resources"), &c["resources"], errs);
+    for (i, claim) in c["resources"]["claims"].items().iter().enumerate() {
+        let n = claim["name"].text();
+        if !seen.claims.contains(&n) {
+            let text = format!("must be one of the names in pod.spec.resourceClaims: {}", {
+                let mut names = seen.claims.to_vec();
+                names.sort_unstable();
+                names.dedup();
+                names.join(", ")
+            });
+            let reason = FieldReason::NotFoundIn(Value::from(n), text);
+            errs.push(format!("{at}.resources.claims[{i}]"), reason);
+        }
+    }
+    security(&format!("{at}.securityContext"), &c["securityContext"], errs);
+}
+
+fn ports(path: &str, v: &Value, errs: &mut FieldErrors) {
+    let list = v.items();
+    for (i, p) in list.iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        let n = p["name"].text();
+        if !n.is_empty() {
+            let wrong = name::port_name(n);
+            if wrong.is_empty() && list[..i].iter().any(|o| o["name"].text() == n) {
+                errs.duplicate(format!("{at}.name"), n);
+            }
+            reasons(&format!("{at}.name"), n, wrong, errs);
+        }
+        match p["containerPort"].as_int() {
+            None | Some(0) => errs.required(format!("{at}.containerPort"), ""),
+            _ => port_number(&format!("{at}.containerPort"), &p["containerPort"], errs),
+        }
+        if p["hostPort"].as_int().unwrap_or(0) != 0 {
+            port_number(&format!("{at}.hostPort"), &p["hostPort"], errs);
+        }
+        one_of(&format!("{at}.protocol"), &p["protocol"], &["SCTP", "TCP", "UDP"], errs);
+    }
+}
+
+fn host_port_conflicts(path: &str, list: &[Value], errs: &mut FieldErrors) {
+    let mut used: Vec<String> = Vec::new();
+    for (i, c) in list.iter().enumerate() {
+        for (j, p) in c["ports"].items().iter().enumerate() {
+            let port = p["hostPort"].as_int().unwrap_or(0);
+            if port == 0 {
+                continue;
+            }
+            let text = format!("{}/{}/{port}", p["protocol"].text(), p["hostIP"].text());
+            if used.contains(&text) {
+                errs.duplicate(
+                    format!("{path}.containers[{i}].ports[{j}].hostPort"),
+                    text.as_str(),
+                );
+            }
+            used.push(text);
+        }
+    }
+}
+
+const FIELD_REFS: [&str; 10] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.hostname",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+fn env(path: &str, v: &Value, errs: &mut FieldErrors) {
+    for (i, e) in v.items().iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        match e["name"].text() {
+            "" => errs.required(format!("{at}.name"), ""),
+            n => reasons(&format!("{at}.name"), n, name::env_name(n), errs),
+        }
+        let from = &e["valueFrom"];
+        if from.is_null() {
+            continue;
+        }
+        let at = format!("{at}.valueFrom");
+        let sources = from.members().filter(|(_, v)| !v.is_null()).count();
+        if !e["value"].text().is_empty() {
+            if sources > 0 {
+                errs.invalid(&at, "", "may not be specified when `value` is not empty");
+            }
+        } else if sources > 1 {
+            errs.invalid(&at, "", "may not have more than one field specified at a time");
+        }
+        if sources == 0 {
+            errs.invalid(
+                &at,
+                "",
+                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, \
+                `secretKeyRef` or `fileKeyRef`",
+            );
+        }
+        if from.has("fieldRef") {
+            field_ref(&format!("{at}.fieldRef"), &from["fieldRef"], &FIELD_REFS, errs);
+        }
+        for key in ["configMapKeyRef", "secretKeyRef"] {
+            if from.has(key) {
+                if from[key]["name"].text().is_empty() {
+                    errs.required(format!("{at}.{key}.name"), "");
+                }
+                match from[key]["key"].text() {
+                    "" => errs.required(format!("{at}.{key}.key"), ""),
+                    k => reasons(&format!("{at}.{key}.key"), k, name::config_key(k), errs),
+                }
+            }
+        }
+        if from.has("resourceFieldRef") && from["resourceFieldRef"]["resource"].text().is_empty() {
+            errs.required(format!("{at}.resourceFieldRef.resource"), "");
+        }
+    }
+}
+
+fn field_ref(at: &str, r: &Value, known: &[&str], errs: &mut FieldErrors) {
+    let field = r["fieldPath"].text();
+    if field.is_empty() {
+        errs.required(format!("{at}.fieldPath"), "");
+        return;
+    }
+    let subscript =
+        field.split_once("['").and_then(|(p, rest)| Some((p, rest.strip_suffix("']")?)));
+    match subscript {
+        Some(("metadata.annotations" | "metadata.labels", key)) => {
+            let key = key.to_lowercase();
+            reasons(at, &key, name::qualified(&key), errs);
+        }
+        Some(_) => {
+            errs.invalid(format!("{at}.fieldPath"), field, "does not support subscript");
+        }
+        None if !known.contains(&field) => {
+            let text = format!("error converting fieldPath: field label not supported: {field}");
+            errs.invalid(format!("{at}.fieldPath"), field, text);
+        }
+        None => {}
+    }
+}
+
+fn env_from(path: &str, v: &Value, errs: &mut FieldErrors) {
+    for (i, e) in v.items().iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        let prefix = e["prefix"].text();
+        if !prefix.is_empty() {
+            reasons(&format!("{at}.prefix"), prefix, name::env_name(prefix), errs);
+        }
+        let mut sources = 0;
+        for key in ["configMapRef", "secretRef"] {
+            if e.has(key) {
+                sources += 1;
+                if e[key]["name"].text().is_empty() {
+                    errs.required(format!("{at}.{key}.name"), "");
+                }
+            }
+        }
+        match sources {
+            0 => errs.invalid(at, "", "must specify one of: `configMapRef` or `secretRef`"),
+            1 => {}
+            _ => errs.invalid(at, "", "may not have more than one field specified at a time"),
+        }
+    }
+}
+
+fn mounts(path: &str, v: &Value, volumes: &[String], errs: &mut FieldErrors) {
+    let list = v.items();
+    for (i, m) in list.iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        let n = m["name"].text();
+        if n.is_empty() {
+            errs.required(format!("{at}.name"), "");
+        }
+        let mount_path = m["mountPath"].text();
+        if mount_path.is_empty() {
+            errs.required(format!("{at}.mountPath"), "");
+        }
+        if !n.is_empty() && !volumes.iter().any(|x| x == n) {
+            errs.not_found(format!("{at}.name"), n);
+        }
+        if list[..i].iter().any(|o| o["mountPath"].text() == mount_path) {
+            errs.invalid(format!("{at}.mountPath"), mount_path, "must be unique");
+        }
+        for key in ["subPath", "subPathExpr"] {
+            local_path(&format!("{at}.{key}"), m[key].text(), errs);
+        }
+        let modes = ["Bidirectional", "HostToContainer", "None"];
+        one_of_if_set(&format!("{at}.mountPropagation"), &m["mountPropagation"], &modes, errs);
+    }
+}
+
+fn local_path(at: &str, text: &str, errs: &mut FieldErrors) {
+    if text.starts_with('/') {
+        errs.invalid(at, text, "must be a relative path");
+    }
+    if text.split('/').any(|p| p == "..") {
+        errs.invalid(at, text, "must not contain '..'");
+    }
+}
+
+fn probe(at: &str, p: &Value, single_success: bool, errs: &mut FieldErrors) {
+    if p.is_null() {
+        return;
+    }
+    handler(at, p, errs);
+    for key in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
+        non_negative(&format!("{at}.{key}"), &p[key], errs);
+    }
+    if p["terminationGracePeriodSeconds"].as_int().is_some_and(|n| n <= 0) {
+        let shown = p["terminationGracePeriodSeconds"].clone();
+        errs.invalid(
+            format!("{at}.terminationGracePeriodSeconds"),
+            shown,
+            "must be greater than 0",
+        );
+    }
+    if single_success && p["successThreshold"].as_int().unwrap_or(1) != 1 {
+        errs.invalid(format!("{at}.successThreshold"), p["successThreshold"].clone(), "must be 1");
+    }
+}
+
+fn handler(at: &str, h: &Value, errs: &mut FieldErrors) {
+    let mut kinds = 0;
+    for key in ["exec", "httpGet", "tcpSocket", "grpc", "sleep"] {
+        if !h.has(key) {
+            continue;
+        }
+        kinds += 1;
+        let at = format!("{at}.{key}");
+        if kinds > 1 {
+            errs.forbidden(&at, "may not specify more than 1 handler type");
+            continue;
+        }
+        match key {
+            "exec" if h[key]["command"].is_empty() => errs.required(format!("{at}.command"), ""),
+            "httpGet" => {
+                if h[key]["path"].text().is_empty() {
+                    errs.required(format!("{at}.path"), "");
+                }
+                port(&format!("{at}.port"), &h[key]["port"], errs);
+                one_of(&format!("{at}.scheme"), &h[key]["scheme"], &["HTTP", "HTTPS"], errs);
+            }
+            "tcpSocket" => port(&format!("{at}.port"), &h[key]["port"], errs),
+            "grpc" => port_number(&format!("{at}.port"), &h[key]["port"], errs),
+            _ => {}
+        }
+    }
+    if kinds == 0 {
+        errs.required(at, "must specify a handler type");
+    }
+}
+
+const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+/// Requests and limits.
+pub(super) fn resources(at: &str, r: &Value, errs: &mut FieldErrors) {
+    for list in ["limits", "requests"] {
+        for (key, v) in r[list].members() {
+            let at = format!("{at}.{list}[{key}]");
+            reasons(&at, key, name::qualified(key), errs);
+            let standard =
+                STANDARD.contains(&key) || key.starts_with("hugepages-") || key.contains('/');
+            if !standard && name::qualified(key).is_empty() {
+                errs.invalid(&at, key, "must be a standard resource type or fully qualified");
+                errs.invalid(&at, key, "must be a standard resource for containers");
+            }
+            let Ok(q) = Quantity::parse(v.text()) else { continue };
+            if q.is_negative() {
+                errs.invalid(&at, v.clone(), super::NON_NEGATIVE);
+            }
+            if key.contains('/') && !q.is_whole() {
+                errs.invalid(&at, v.clone(), "must be an integer");
+            }
+        }
+    }
+    for (key, v) in r["requests"].members() {
+        let (Ok(request), Some(limit)) = (Quantity::parse(v.text()), r["limits"][key].as_str())
+        else {
+            if key.contains('/') && !r["limits"].has(key) {
+                errs.required(
+                    format!("{at}.limits"),
+                    "Limit must be set for non overcommitable resources",
+                );
+            }
+            continue;
+        };
+        let Ok(limit) = Quantity::parse(limit) else { continue };
+        let extended = key.contains('/') || key.starts_with("hugepages-");
+        if extended && request != limit {
+            let text = format!("must be equal to {key} limit of {limit}");
+            errs.invalid(format!("{at}.requests"), v.clone(), text);
+        } else if !extended && request > limit {
+            let text = format!("must be less than or equal to {key} limit of {limit}");
+            errs.invalid(format!("{at}.requests"), v.clone(), text);
+        }
+    }
+}
+
+fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
+    for key in ["runAsUser", "runAsGroup", "fsGroup"] {
+        if s[key].as_int().is_some_and(|n| !(0..=i64::from(i32::MAX)).contains(&n)) {
+            let text = format!("must be between 0 and {}, inclusive", i32::MAX);
+            errs.invalid(format!("{at}.{key}"), s[key].clone(), text);
+        }
+    }
+    if s["privileged"].as_bool() == Some(true)
+        && s["allowPrivilegeEscalation"].as_bool() == Some(false)
+    {
+        errs.invalid(
+            at,
+            s.clone(),
+            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+        );
+    }
+    let profile = &s["seccompProfile"];
+    if !profile.is_null() {
+        let known = ["Localhost", "RuntimeDefault", "Unconfined"];
+        let at = format!("{at}.seccompProfile");
+        match profile["type"].text() {
+            "Localhost" if profile["localhostProfile"].text().is_empty() => {
+                errs.required(
+                    format!("{at}.localhostProfile"),
+                    "must be set when seccomp type is Localhost",
+                );
+            }
+            kind if kind != "Localhost" && profile.has("localhostProfile") => {
+                let text = "can only be set when seccomp type is Localhost";
+                errs.invalid(
+                    format!("{at}.localhostProfile"),
+                    profile["localhostProfile"].clone(),
+                    text,
+                );
+            }
+            _ => {}
+        }
+        one_of(&format!("{at}.type"), &profile["type"], &known, errs);
+    }
+}
+
+/// Checks volumes and gives their names.
+fn volumes(path: &str, v: &Value, errs: &mut FieldErrors) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for (i, volume) in v.items().iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        let n = volume["name"].text();
+        if n.is_empty() {
+            errs.required(format!("{at}.name"), "");
+        } else {
+            let wrong = name::dns_label(n);
+            if wrong.is_empty() && names.iter().any(|x| x == n) {
+                errs.duplicate(format!("{at}.name"), n);
+            }
+            reasons(&format!("{at}.name"), n, wrong, errs);
+        }
+        volume_source(&at, volume, errs);
+        names.push(n.to_owned());
+    }
+    names
+}
+
+fn volume_source(at: &str, v: &Value, errs: &mut FieldErrors) {
+    let sources: Vec<(&str, &Value)> =
+        v.members().filter(|(k, s)| *k != "name" && !s.is_null()).collect();
+    if sources.is_empty() {
+        errs.required(at, "must specify a volume type");
+    }
+    for (i, (key, s)) in sources.iter().enumerate() {
+        let at = format!("{at}.{key}");
+        if i > 0 {
+            errs.forbidden(at, "may not specify more than 1 volume type");
+            continue;
+        }
+        match *key {
+            "hostPath" => {
+                if s["path"].text().is_empty() {
+                    errs.required(format!("{at}.path"), "");
+                } else if s["path"].text().split('/').any(|p| p == "..") {
+                    errs.invalid(format!("{at}.path"), s["path"].clone(), "must not contain '..'");
+                }
+                let known = [
+                    "",
+                    "BlockDevice",
+                    "CharDevice",
+                    "Directory",
+                    "DirectoryOrCreate",
+                    "File",
+                    "FileOrCreate",
+                    "Socket",
+                ];
+                one_of_if_set(&format!("{at}.type"), &s["type"], &known, errs);
+            }
+            "secret" if s["secretName"].text().is_empty() => {
+                errs.required(format!("{at}.secretName"), "")
+            }
+            "configMap" if s["name"].text().is_empty() => errs.required(format!("{at}.name"), ""),
+            "persistentVolumeClaim" if s["claimName"].text().is_empty() => {
+                errs.required(format!("{at}.claimName"), "");
+            }
+            "nfs" => {
+                for key in ["server", "path"] {
+                    if s[key].text().is_empty() {
+                        errs.required(format!("{at}.{key}"), "");
+                    }
+                }
+            }
+            "emptyDir" => {
+                let limit = s["sizeLimit"].as_str().and_then(|q| Quantity::parse(q).ok());
+                if limit.is_some_and(Quantity::is_negative) {
+                    let text = "SizeLimit field must be a valid resource quantity";
+                    errs.forbidden(format!("{at}.sizeLimit"), text);
+                }
+            }
+            _ => {}
+        }
+        if matches!(*key, "secret" | "configMap" | "downwardAPI" | "projected") {
+            file_mode(&format!("{at}.defaultMode"), &s["defaultMode"], errs);
+            for (j, item) in s["items"].items().iter().enumerate() {
+                key_to_path(&format!("{at}.items[{j}]"), item, *key == "downwardAPI", errs);
+            }
+        }
+    }
+}
+
+fn file_mode(at: &str, v: &Value, errs: &mut FieldErrors) {
+    if v.as_int().is_some_and(|n| !(0..=0o777).contains(&n)) {
+        let text = "must be a number between 0 and 0777 (octal), both inclusive";
+        errs.invalid(at, v.clone(), text);
+    }
+}
+
+fn key_to_path(at: &str, item: &Value, downward: bool, errs: &mut FieldErrors) {
+    if !downward && item["key"].text().is_empty() {
+        errs.required(format!("{at}.key"), "");
+    }
+    match item["path"].text() {
+        "" => errs.required(format!("{at}.path"), ""),
+        p => local_path(&format!("{at}.path"), p, errs),
+    }
+    file_mode(&format!("{at}.mode"), &item["mode"], errs);
+}
+
+fn tolerations(path: &str, v: &Value, errs: &mut FieldErrors) {
+    for (i, t) in v.items().iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        let (key, op) = (t["key"].text(), t["operator"].text());
+        if !key.is_empty() {
+            reasons(&format!("{at}.key"), key, name::qualified(key), errs);
+        } else if op != "Exists" {
+            errs.invalid(
+                format!("{at}.operator"),
+                op,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            );
+        }
+        if t.has("tolerationSeconds") && t["effect"].text() != "NoExecute" {
+            errs.invalid(
+                format!("{at}.effect"),
+                t["effect"].text(),
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            );
+        }
+        match op {
+            "" | "Equal" => {
+                let value = t["value"].text();
+                let wrong = name::label_value(value);
+                if !wrong.is_empty() {
+                    errs.invalid(format!("{at}.operator"), value, wrong.join(";"));
+                }
+            }
+            "Exists" if !t["value"].text().is_empty() => {
+                let text = "value must be empty when `operator` is 'Exists'";
+                errs.invalid(format!("{at}.operator"), t.clone(), text);
+            }
+            "Exists" | "Lt" | "Gt" => {}
+            _ => errs.not_supported(format!("{at}.operator"), op, &["Equal", "Exists", "Lt", "Gt"]),
+        }
+        if !t["effect"].text().is_empty() {
+            let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+            one_of(&format!("{at}.effect"), &t["effect"], &known, errs);
+        }
+    }
+}
+
+fn affinity(path: &str, a: &Value, errs: &mut FieldErrors) {
+    let required = &a["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    if !required.is_null() {
+        let at = format!("{path}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution");
+        let terms = required["nodeSelectorTerms"].items();
+        if terms.is_empty() {
+            errs.required(
+                format!("{at}.nodeSelectorTerms"),
+                "must have at least one node selector term",
+            );
+        }
+        for (i, t) in terms.iter().enumerate() {
+            node_selector_term(&format!("{at}.nodeSelectorTerms[{i}]"), t, errs);
+        }
+    }
+    let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+    for (i, p) in a["nodeAffinity"][preferred].items().iter().enumerate() {
+        let at = format!("{path}.nodeAffinity.{preferred}[{i}]");
+        weight(&at, p, errs);
+        node_selector_term(&format!("{at}.preference"), &p["preference"], errs);
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let list = "requiredDuringSchedulingIgnoredDuringExecution";
+        for (i, t) in a[kind][list].items().iter().enumerate() {
+            affinity_term(&format!("{path}.{kind}.{list}[{i}]"), t, errs);
+        }
+        for (i, t) in a[kind][preferred].items().iter().enumerate() {
+            let at = format!("{path}.{kind}.{preferred}[{i}]");
+            weight(&at, t, errs);
+            affinity_term(&format!("{at}.podAffinityTerm"), &t["podAffinityTerm"], errs);
+        }
+    }
+}
+
+fn weight(at: &str, v: &Value, errs: &mut FieldErrors) {
+    if !v["weight"].as_int().is_some_and(|n| (1..=100).contains(&n)) {
+        errs.invalid(format!("{at}.weight"), v["weight"].clone(), "must be in the range 1-100");
+    }
+}
+
+fn affinity_term(at: &str, t: &Value, errs: &mut FieldErrors) {
+    super::label_selector(&format!("{at}.labelSelector"), &t["labelSelector"], errs);
+    match t["topologyKey"].text() {
+        "" => errs.required(format!("{at}.topologyKey"), "can not be empty"),
+        key => reasons(&format!("{at}.topologyKey"), key, name::qualified(key), errs),
+    }
+}
+
+fn node_selector_term(at: &str, t: &Value, errs: &mut FieldErrors) {
+    for (j, e) in t["matchExpressions"].items().iter().enumerate() {
+        let at = format!("{at}.matchExpressions[{j}]");
+        let n = e["values"].items().len();
+        match e["operator"].text() {
+            "In" | "NotIn" if n == 0 => {
+                errs.required(
+                    format!("{at}.values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
+            }
+            "Exists" | "DoesNotExist" if n > 0 => {
+                let text = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                errs.forbidden(format!("{at}.values"), text);
+            }
+            "Gt" | "Lt" if n != 1 => {
+                let text = "must be specified single value when `operator` is 'Lt' or 'Gt'";
+                errs.required(format!("{at}.values"), text);
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+            op => errs.invalid(format!("{at}.operator"), op, "not a valid selector operator"),
+        }
+        reasons(&format!("{at}.key"), e["key"].text(), name::qualified(e["key"].text()), errs);
+    }
+}
+
+fn spread(path: &str, v: &Value, errs: &mut FieldErrors) {
+    let list = v.items();
+    for (i, c) in list.iter().enumerate() {
+        let at = format!("{path}[{i}]");
+        if c["maxSkew"].as_int().unwrap_or(0) <= 0 {
+            errs.invalid(
+                format!("{at}.maxSkew"),
+                c["maxSkew"].clone(),
+                "must be greater than zero",
+            );
+        }
+        if c["topologyKey"].text().is_empty() {
+            errs.required(format!("{at}.topologyKey"), "can not be empty");
+        }
+        let known = ["DoNotSchedule", "ScheduleAnyway"];
+        if !known.contains(&c["whenUnsatisfiable"].text()) {
+            errs.not_supported(
+                format!("{at}.whenUnsatisfiable"),
+                c["whenUnsatisfiable"].clone(),
+                &known,
+            );
+        }
+        let pair = |c: &Value| (c["topologyKey"].clone(), c["whenUnsatisfiable"].clone());
+        if list[..i].iter().any(|o| pair(o) == pair(c)) {
+            let shown =
+                format!("{{{}, {}}}", c["topologyKey"].text(), c["whenUnsatisfiable"].text());
+            errs.duplicate(format!("{at}.{{topologyKey, whenUnsatisfiable}}"), shown);
+        }
+        super::label_selector(&format!("{at}.labelSelector"), &c["labelSelector"], errs);
     }
 }

@@ -184,6 +184,11 @@ impl Api {
         let resource = &request.resource;
         let mut current = self.shelf(resource).get(&request.key());
         let mut fresh = false;
+        if current.is_none() {
+            // Perhaps it is newer than the cache.
+            current = self.stored(resource, &request.namespace, &request.name).await?;
+            fresh = true;
+        }
         let keep = warnings.len();
         for attempt in 0..TRIES_MAX {
             warnings.truncate(keep);

@@ -1,0 +1,169 @@
+//! Rules of metadata, the same for all kinds.
+
+use super::{IMMUTABLE, labels, reasons};
+use crate::catalog::{NameRule, Resource, split_api_version};
+use crate::error::FieldErrors;
+use crate::meta;
+use crate::name;
+use crate::object::Value;
+
+/// The most bytes all annotations of an object may have.
+const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
+
+/// Checks metadata by itself.
+pub fn validate(resource: &Resource, v: &Value, errs: &mut FieldErrors) {
+    let m = &v["metadata"];
+    let generate = meta::generate_name(v);
+    if !generate.is_empty() {
+        let masked = generate.strip_suffix('-').map(|p| format!("{p}a"));
+        let text = masked.as_deref().unwrap_or(generate);
+        reasons("metadata.generateName", generate, name_reasons(resource, text), errs);
+    }
+    match meta::name(v) {
+        "" => errs.required("metadata.name", "name or generateName is required"),
+        n => reasons("metadata.name", n, name_reasons(resource, n), errs),
+    }
+    let namespace = meta::namespace(v);
+    match (resource.namespaced, namespace) {
+        (true, "") => errs.required("metadata.namespace", ""),
+        (true, ns) => reasons("metadata.namespace", ns, name::dns_label(ns), errs),
+        (false, "") => {}
+        (false, _) => errs.forbidden("metadata.namespace", "not allowed on this type"),
+    }
+    super::non_negative("metadata.generation", &m["generation"], errs);
+    labels("metadata.labels", &m["labels"], errs);
+    annotations(&m["annotations"], errs);
+    owner_references(&m["ownerReferences"], errs);
+    finalizers(m, errs);
+}
+
+fn name_reasons(resource: &Resource, text: &str) -> Vec<String> {
+    match resource.name_rule {
+        NameRule::Subdomain => name::dns_subdomain(text),
+        NameRule::Label => label_without_dots(text),
+        NameRule::Label1035 => name::dns_label_1035(text),
+        NameRule::PathSegment => name::path_segment(text),
+        NameRule::Ip | NameRule::Free => Vec::new(),
+    }
+}
+
+fn label_without_dots(text: &str) -> Vec<String> {
+    if text.contains('.') && name::dns_subdomain(text).is_empty() {
+        return vec!["must not contain dots".to_owned()];
+    }
+    name::dns_label(text)
+}
+
+fn annotations(v: &Value, errs: &mut FieldErrors) {
+    let mut total = 0;
+    for (key, value) in v.members() {
+        reasons("metadata.annotations", key, name::qualified(&key.to_lowercase()), errs);
+        total += key.len() + value.text().len();
+    }
+    if total > ANNOTATIONS_BYTES_MAX {
+        errs.too_long("metadata.annotations", ANNOTATIONS_BYTES_MAX);
+    }
+}
+
+fn owner_references(v: &Value, errs: &mut FieldErrors) {
+    let mut controller: Option<&Value> = None;
+    for o in v.items() {
+        owner_reference(o, errs);
+        if o["controller"].as_bool() == Some(true) {
+            if let Some(first) = controller {
+                let text = |o: &Value| format!("{}/{}", o["kind"].text(), o["name"].text());
+                errs.invalid(
+                    "metadata.ownerReferences",
+                    v.clone(),
+                    format!(
+                        "Only one reference can have Controller set to true. Found \"true\" in references for {} \
+                         and {}",
+                        text(first),
+                        text(o)
+                    ),
+                );
+            } else {
+                controller = Some(o);
+            }
+        }
+    }
+}
+
+fn owner_reference(o: &Value, errs: &mut FieldErrors) {
+    let path = "metadata.ownerReferences";
+    let api_version = o["apiVersion"].text();
+    let (group, version) = split_api_version(api_version);
+    let version = if api_version.matches('/').count() > 1 { "" } else { version };
+    if version.is_empty() {
+        errs.invalid(format!("{path}.apiVersion"), api_version, "version must not be empty");
+    }
+    for key in ["kind", "name", "uid"] {
+        if o[key].text().is_empty() {
+            errs.invalid(format!("{path}.{key}"), "", "must not be empty");
+        }
+    }
+    if group.is_empty() && version == "v1" && o["kind"].text() == "Event" {
+        let message = "/v1, Kind=Event is disallowed from being an owner";
+        errs.invalid(path, o.clone(), message);
+    }
+}
+
+fn finalizers(m: &Value, errs: &mut FieldErrors) {
+    for f in m["finalizers"].items() {
+        let text = f.text();
+        let wrong = name::qualified(text);
+        let well_formed = wrong.is_empty();
+        reasons("metadata.finalizers", text, wrong, errs);
+        let standard = matches!(text, "kubernetes" | "orphan" | "foregroundDeletion");
+        if well_formed && !text.contains('/') && !standard {
+            errs.invalid(
+                "metadata.finalizers",
+                text,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
+    let both = |f: &str| m["finalizers"].items().iter().any(|x| x.text() == f);
+    if both("orphan") && both("foregroundDeletion") {
+        errs.invalid(
+            "metadata.finalizers",
+            m["finalizers"].clone(),
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        );
+    }
+}
+
+/// Checks metadata against what it was.
+pub fn validate_update(new: &Value, old: &Value, errs: &mut FieldErrors) {
+    let (n, o) = (&new["metadata"], &old["metadata"]);
+    if meta::deletion_timestamp(old).is_some() {
+        let olds: Vec<&str> = meta::finalizers(old).collect();
+        let added: Vec<String> =
+            meta::finalizers(new).filter(|f| !olds.contains(f)).map(|f| format!("{f:?}")).collect();
+        if !added.is_empty() {
+            errs.forbidden(
+                "metadata.finalizers",
+                format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers \
+                     []string{{{}}}",
+                    added.join(", ")
+                ),
+            );
+        }
+    }
+    if n["generation"].as_int() < o["generation"].as_int() {
+        errs.invalid("metadata.generation", n["generation"].clone(), "must not be decremented");
+    }
+    for key in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
+        if n[key] != o[key] && !(n[key].is_empty() && o[key].is_empty()) {
+            errs.invalid(format!("metadata.{key}"), n[key].clone(), IMMUTABLE);
+        }
+    }
+}
