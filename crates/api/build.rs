@@ -116,13 +116,14 @@ fn field_expr(name: &str, words: &[String], index: &BTreeMap<String, usize>) -> 
     };
     format!(
         "Field {{ name: Cow::Borrowed({name:?}), numbers: Cow::Borrowed(&[{number}]), shape: {}, required: {}, \
-         pointer: {}, keep: {}, nullable: false, list: {list}, atomic: {}, granular: {}, patch_merge: {}, \
+         pointer: {}, keep: {}, nullable: false, list: {list}, declared_atomic: {}, atomic: {}, granular: {}, patch_merge: {}, \
          patch_retain_keys: {}, merge_key: Cow::Borrowed({:?}), default: Cow::Borrowed({:?}), \
          values: {} }}",
         shape(ty, index),
         has("required"),
         has("pointer"),
         has("keep"),
+        has("list=atomic"),
         has("atomic"),
         has("granular"),
         has("merge") || !value("merge=").is_empty(),
@@ -158,7 +159,7 @@ fn shape(ty: &str, index: &BTreeMap<String, usize>) -> String {
             return format!(
                 "Shape::{wrapper}(Ref::Static(&Field {{ name: Cow::Borrowed(\"\"), numbers: Cow::Borrowed(&[]), \
                  shape: {inner}, required: false, pointer: false, keep: false, nullable: false, \
-                 list: ListType::Atomic, atomic: false, granular: false, patch_merge: false, patch_retain_keys: \
+                 list: ListType::Atomic, declared_atomic: false, atomic: false, granular: false, patch_merge: false, patch_retain_keys: \
                  false, merge_key: Cow::Borrowed(\"\"), default: Cow::Borrowed(\"\"), values: \
                  Cow::Borrowed(&[]) }}))"
             );

@@ -116,6 +116,8 @@ pub struct Field {
     pub nullable: bool,
     /// Merge rule of a list.
     pub list: ListType,
+    /// The schema says `atomic` in so many words.
+    pub declared_atomic: bool,
     /// A map or object that is owned and replaced as a whole.
     pub atomic: bool,
     /// Not atomic here although its type is.
@@ -144,6 +146,7 @@ impl Field {
             keep: false,
             nullable: false,
             list: ListType::Atomic,
+            declared_atomic: false,
             atomic: false,
             granular: false,
             patch_merge: false,

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `ironclad-scheduler` daemon.
+
+fn main() -> std::process::ExitCode {
+    daemon::start("scheduler", scheduler::run)
+}

@@ -329,7 +329,7 @@ mod tests {
     fn lists_merge_by_key() {
         let target = json!({"containers": [{"name": "c", "image": "1", "env": [{"name": "A", "value": "1"}]}, {"name": "d"}]});
         let patch = json!({"containers": [{"name": "c", "image": "2", "env": [{"name": "B", "value": "2"}]}, {"name": "d", "$patch": "delete"}]});
-        let want = json!({"containers": [{"name": "c", "image": "2", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}]});
+        let want = json!({"containers": [{"name": "c", "image": "2", "env": [{"name": "B", "value": "2"}, {"name": "A", "value": "1"}]}]});
         assert_eq!(pod_spec(target, patch).unwrap(), want);
     }
 
