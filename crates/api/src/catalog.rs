@@ -176,6 +176,8 @@ pub struct Resource {
     pub status_rules: Option<Rules>,
     /// Warns about objects.
     pub warnings: Option<Warnings>,
+    /// A warning that goes with every request for it; empty for none.
+    pub deprecation: Str,
     /// Made at run time.
     pub custom: bool,
 }
@@ -353,7 +355,13 @@ impl Catalog {
 /// a body is read like any object.
 pub fn body_row(group: &str, version: &str, kind: &str) -> Option<Resource> {
     const BODIES: &[Row] = &[
-        Row::namespaced("io.k8s.api.policy.v1", ("policy", "v1"), "Eviction", "evictions", "eviction"),
+        Row::namespaced(
+            "io.k8s.api.policy.v1",
+            ("policy", "v1"),
+            "Eviction",
+            "evictions",
+            "eviction",
+        ),
         Row::namespaced(
             "io.k8s.api.authentication.v1",
             ("authentication.k8s.io", "v1"),
@@ -361,7 +369,13 @@ pub fn body_row(group: &str, version: &str, kind: &str) -> Option<Resource> {
             "tokenrequests",
             "tokenrequest",
         ),
-        Row::namespaced("io.k8s.api.autoscaling.v1", ("autoscaling", "v1"), "Scale", "scales", "scale"),
+        Row::namespaced(
+            "io.k8s.api.autoscaling.v1",
+            ("autoscaling", "v1"),
+            "Scale",
+            "scales",
+            "scale",
+        ),
     ];
     let same = |row: &&Row| row.group == group && row.version == version && row.kind == kind;
     BODIES.iter().find(same).map(Row::resource)
@@ -385,7 +399,6 @@ pub(crate) struct Row {
     prefix: &'static str,
     selectable: &'static [(&'static str, &'static str)],
     columns: (&'static str, Cells),
-    immutable: &'static [&'static str],
     name_rule: NameRule,
     generation: Generation,
     stored: bool,
@@ -399,7 +412,7 @@ pub(crate) struct Row {
     convert: Option<(Convert, Convert)>,
     defaults: Option<Defaults>,
     rules: Option<Rules>,
-    status_rules: Option<Rules>,
+    deprecation: &'static str,
     warnings: Option<Warnings>,
 }
 
@@ -430,7 +443,6 @@ impl Row {
             prefix: plural,
             selectable: &[],
             columns: (columns::PLAIN, columns::plain),
-            immutable: &[],
             name_rule: NameRule::Subdomain,
             generation: Generation::None,
             stored: true,
@@ -444,7 +456,7 @@ impl Row {
             convert: None,
             defaults: None,
             rules: None,
-            status_rules: None,
+            deprecation: "",
             warnings: None,
         }
     }
@@ -521,11 +533,6 @@ impl Row {
         self
     }
 
-    pub(crate) const fn immutable(mut self, paths: &'static [&'static str]) -> Self {
-        self.immutable = paths;
-        self
-    }
-
     pub(crate) const fn names(mut self, rule: NameRule) -> Self {
         self.name_rule = rule;
         self
@@ -591,8 +598,9 @@ impl Row {
         self
     }
 
-    pub(crate) const fn status_rules(mut self, f: Rules) -> Self {
-        self.status_rules = Some(f);
+    /// Every answer carries this warning.
+    pub(crate) const fn deprecated(mut self, warning: &'static str) -> Self {
+        self.deprecation = warning;
         self
     }
 
@@ -631,7 +639,7 @@ impl Row {
             selectable: self.selectable_fields(),
             columns: columns::parse(self.columns.0),
             cells: Some(self.columns.1),
-            immutable: strs(self.immutable),
+            immutable: Vec::new(),
             name_rule: self.name_rule,
             generation: self.generation,
             status_reset: self.status_reset,
@@ -642,7 +650,8 @@ impl Row {
             on_update: self.on_update,
             defaults: self.defaults,
             rules: self.rules,
-            status_rules: self.status_rules,
+            status_rules: None,
+            deprecation: self.deprecation.into(),
             warnings: self.warnings,
             custom: false,
         }

@@ -77,7 +77,22 @@ fn resource(spec: &Value, names: &Value, version: &Value, storage: &str) -> Reso
         rules: None,
         status_rules: None,
         warnings: None,
+        deprecation: deprecation(spec, version, kind),
         custom: true,
+    }
+}
+
+/// What clients of a deprecated version are told.
+fn deprecation(spec: &Value, version: &Value, kind: &str) -> Str {
+    if version["deprecated"].as_bool() != Some(true) {
+        return "".into();
+    }
+    match version["deprecationWarning"].as_str() {
+        Some(text) => owned(text),
+        None => {
+            let (group, name) = (spec["group"].text(), version["name"].text());
+            owned(&format!("{group}/{name} {kind} is deprecated"))
+        }
     }
 }
 

@@ -83,15 +83,11 @@ fn settle_empty(map: &mut Map, field: &Field, defaults: bool) {
 fn walk(value: &mut Value, shape: &Shape) {
     match (shape, value) {
         (Shape::Object(ty), v @ Value::Object(_)) => canonicalize(v, ty),
-        (Shape::List(item), Value::Array(items)) => {
-            if is_deep(&item.shape) {
-                items.iter_mut().for_each(|v| walk(v, &item.shape));
-            }
+        (Shape::List(item), Value::Array(items)) if is_deep(&item.shape) => {
+            items.iter_mut().for_each(|v| walk(v, &item.shape));
         }
-        (Shape::Map(item), Value::Object(map)) => {
-            if is_deep(&item.shape) {
-                map.iter_mut().for_each(|(_, v)| walk(v, &item.shape));
-            }
+        (Shape::Map(item), Value::Object(map)) if is_deep(&item.shape) => {
+            map.iter_mut().for_each(|(_, v)| walk(v, &item.shape));
         }
         _ => {}
     }
@@ -115,10 +111,11 @@ fn custom(object: &mut Value, ty: &Type) {
             None => true,
             Some(v) => v.is_null() && !field.nullable,
         };
-        if absent && !field.default.is_empty() {
-            if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
-                map.insert(field.name.as_ref(), v);
-            }
+        if absent
+            && !field.default.is_empty()
+            && let Ok(v) = crate::codec::json::parse(field.default.as_bytes())
+        {
+            map.insert(field.name.as_ref(), v);
         }
         if let Some(v) = map.get_mut(&field.name) {
             custom_walk(v, &field.shape);

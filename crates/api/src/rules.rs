@@ -67,7 +67,7 @@ pub fn validate_status_update(resource: &Resource, new: &Value, old: &Value) -> 
 
 /// Warnings about an object that is written.
 pub fn warnings(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<String> {
-    let mut out = Vec::new();
+    let mut out: Vec<String> = Vec::new();
     if let Some(f) = resource.warnings {
         f(new, old, &mut out);
     }

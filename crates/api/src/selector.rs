@@ -382,10 +382,8 @@ impl FieldSelector {
                 continue;
             }
             // Kinds that offer more than their name have their own, shorter message.
-            let own = !resource.custom && resource.has_own_field_labels();
+            let own = resource.custom || resource.has_own_field_labels();
             return Err(ApiError::BadRequest(if own {
-                format!("field label not supported: {}", r.field)
-            } else if resource.custom {
                 format!("field label not supported: {}", r.field)
             } else {
                 format!(

@@ -11,6 +11,7 @@ use crate::request::{Action, Request};
 
 mod namespace_lifecycle;
 mod pods;
+mod rbac;
 mod service_account;
 
 /// A write under review.
@@ -74,5 +75,5 @@ pub(crate) async fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     if review.deletes() {
         return namespace_lifecycle::admit_deletion(review);
     }
-    Ok(())
+    rbac::validate(review)
 }

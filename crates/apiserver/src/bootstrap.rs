@@ -14,9 +14,10 @@ use crate::registry::create::Track;
 use crate::registry::update::Change;
 use crate::request::{Action, Request, WriteOptions};
 
-const MANIFESTS: [&str; 2] = [
+const MANIFESTS: [&str; 3] = [
     include_str!("../../../deploy/manifests/bootstrap.jsonl"),
     include_str!("../../../deploy/manifests/rbac.jsonl"),
+    include_str!("../../../deploy/manifests/components.jsonl"),
 ];
 const MANAGER: &str = "apiserver";
 
@@ -28,6 +29,11 @@ pub(crate) async fn create(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Re
     }
     ensure(api, cidr(api)).await?;
     ensure(api, service(api, advertised)?).await?;
+    if advertised.ip().is_loopback() {
+        // Nothing but this machine reaches us, so there is nothing to tell pods.
+        tracing::info!(%advertised, "the kubernetes Service has no endpoint: set `advertise`");
+        return Ok(());
+    }
     endpoints(api, advertised).await
 }
 
@@ -112,10 +118,8 @@ async fn endpoints(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Result<()>
     let ports = format!(r#"[{{"name":"https","port":{port},"protocol":"TCP"}}]"#);
     let mut endpoints = head("v1", "Endpoints", "default", "kubernetes");
     endpoints.set_at(&["metadata", "labels", "endpointslice.kubernetes.io/skip-mirror"], "true");
-    endpoints.set(
-        "subsets",
-        parse(&format!(r#"[{{"addresses":[{{"ip":"{ip}"}}],"ports":{ports}}}]"#))?,
-    );
+    endpoints
+        .set("subsets", parse(&format!(r#"[{{"addresses":[{{"ip":"{ip}"}}],"ports":{ports}}}]"#))?);
     replace(api, endpoints).await?;
     let mut slice = head("discovery.k8s.io/v1", "EndpointSlice", "default", "kubernetes");
     slice.set_at(&["metadata", "labels", "kubernetes.io/service-name"], "kubernetes");

@@ -160,10 +160,12 @@ impl Service {
     fn row(&self, key: &pb::Key) -> Result<Arc<Resource>, ApiError> {
         let name = key.resource.clone().unwrap_or_default();
         let catalog = self.api.catalog.load();
-        catalog.find(&name.group, &name.version, &name.resource).cloned().ok_or(ApiError::NotFound {
-            resource: ResourceName::new(name.group, "resources"),
-            name: name.resource,
-        })
+        catalog.find(&name.group, &name.version, &name.resource).cloned().ok_or(
+            ApiError::NotFound {
+                resource: ResourceName::new(name.group, "resources"),
+                name: name.resource,
+            },
+        )
     }
 
     fn request(
@@ -246,10 +248,7 @@ impl Objects for Service {
         self.one(self.request(user, ask.key, ask.subresource, action)).await
     }
 
-    async fn list(
-        &self,
-        call: Call<pb::ListRequest>,
-    ) -> Result<Reply<Self::ListStream>, Status> {
+    async fn list(&self, call: Call<pb::ListRequest>) -> Result<Reply<Self::ListStream>, Status> {
         let user = user(&call)?;
         let ask = call.into_inner();
         let projection = Projection::new(ask.projection);

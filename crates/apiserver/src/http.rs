@@ -213,9 +213,9 @@ async fn read(body: HttpBody) -> Result<Bytes, ApiError> {
     let limited = Limited::new(body, BODY_BYTES_MAX).collect();
     match tokio::time::timeout(BODY_TIMEOUT, limited).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(
-            ApiError::TooLarge(format!("limit is {BODY_BYTES_MAX}")),
-        ),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(ApiError::TooLarge(format!("limit is {BODY_BYTES_MAX}")))
+        }
         Ok(Err(error)) => Err(ApiError::BadRequest(error.to_string())),
         Err(_) => Err(ApiError::Timeout {
             message: "the request body took too long".into(),

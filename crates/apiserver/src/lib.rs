@@ -91,7 +91,8 @@ pub async fn open(
     let tokens = match config.tokens.file.as_str() {
         "" => std::collections::BTreeMap::new(),
         file => static_tokens(
-            &std::fs::read_to_string(file).with_context(|| format!("tokens.file: read {file:?}"))?,
+            &std::fs::read_to_string(file)
+                .with_context(|| format!("tokens.file: read {file:?}"))?,
         )?,
     };
     let authenticator = layers::authenticate::Authenticator {
@@ -151,7 +152,8 @@ impl Server {
         config: &Config,
         listener: tokio::net::TcpListener,
     ) -> anyhow::Result<()> {
-        let mut tls = config.tls.server()?.context("tls.cert: the API server needs a certificate")?;
+        let mut tls =
+            config.tls.server()?.context("tls.cert: the API server needs a certificate")?;
         // A client may identify itself by a token instead.
         tls.client_required = false;
         let (api, ctx, routes) = (self.api, self.ctx.clone(), self.routes);

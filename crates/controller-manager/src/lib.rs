@@ -79,14 +79,15 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
     // The watches end with leadership.
     let inner = Context { shutdown: leading.clone(), ..ctx };
     let cache = cache(&client, &inner);
-    let executor = Executor::new(client.clone(), Recorder::start(client.clone(), COMPONENT, "", &inner));
+    let executor =
+        Executor::new(client.clone(), Recorder::start(client.clone(), COMPONENT, "", &inner));
     macro_rules! start {
         ($($controller:ty),* $(,)?) => {
             tokio::join!($(
                 controller::run::<$controller>(
                     cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 )
-            ),*, 
+            ),*,
                 controllers::garbage::run(client.clone(), inner.clone(), leading.clone()),
                 controllers::namespace::run(client.clone(), cache.clone(), inner.clone(), leading.clone()),
             )
@@ -108,7 +109,8 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
 /// The kinds that controllers read, and how they find them.
 fn cache(client: &Client, ctx: &Context) -> Cache {
     let orphans = |pod: &Pod| -> Vec<String> {
-        let owned = pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true));
+        let owned =
+            pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true));
         if owned { Vec::new() } else { pod.metadata.namespace.iter().cloned().collect() }
     };
     let node = |pod: &Pod| -> Vec<String> {
@@ -122,7 +124,9 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
     };
     Cache::builder(client.clone())
         .kind::<Deployment>(Select::all())
-        .kind::<ReplicaSet>(Select::all().index("owner", owner_uids).index("namespace", namespace_of))
+        .kind::<ReplicaSet>(
+            Select::all().index("owner", owner_uids).index("namespace", namespace_of),
+        )
         .kind::<Pod>(
             Select::all()
                 .index("owner", owner_uids)

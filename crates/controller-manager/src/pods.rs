@@ -66,8 +66,9 @@ pub fn rank_for_deletion(pods: &mut [&Pod]) {
         "Unknown" => 1,
         _ => 2,
     };
-    let on_node =
-        |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.as_ref().is_some_and(|n| !n.is_empty()));
+    let on_node = |pod: &Pod| {
+        pod.spec.as_ref().is_some_and(|s| s.node_name.as_ref().is_some_and(|n| !n.is_empty()))
+    };
     let ready_since = |pod: &Pod| {
         condition(pod, "Ready").and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0)
     };
@@ -84,7 +85,10 @@ pub fn rank_for_deletion(pods: &mut [&Pod]) {
 
 /// Whether labels fulfil a selector; an absent selector selects nothing.
 #[must_use]
-pub fn selects(selector: Option<&LabelSelector>, labels: Option<&BTreeMap<String, String>>) -> bool {
+pub fn selects(
+    selector: Option<&LabelSelector>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> bool {
     let Some(selector) = selector else { return false };
     let get = |key: &str| labels.and_then(|l| l.get(key));
     let plain = selector.match_labels.iter().flatten().all(|(k, v)| get(k) == Some(v));

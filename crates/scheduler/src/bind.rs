@@ -63,8 +63,9 @@ impl Shared {
         match new {
             Some(pod) if self.waits(pod) => {
                 // A change of status alone, our own FailedScheduling for one, is no reason to try again.
-                if old.is_none_or(|old| old.spec != pod.spec || old.metadata.labels != pod.metadata.labels)
-                {
+                if old.is_none_or(|old| {
+                    old.spec != pod.spec || old.metadata.labels != pod.metadata.labels
+                }) {
                     let created = pod.metadata.creation_timestamp.as_ref();
                     let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
                     world.queue.add(key, priority, created.map_or(0, |t| t.0.as_second()));
@@ -120,21 +121,17 @@ pub async fn run(
     ctx: Context,
     leading: CancellationToken,
 ) {
-    let shared = Arc::new(Shared {
-        world: Mutex::default(),
-        woken: Notify::new(),
-        name,
-        ctx: ctx.clone(),
-    });
+    let shared =
+        Arc::new(Shared { world: Mutex::default(), woken: Notify::new(), name, ctx: ctx.clone() });
     let listener = shared.clone();
     cache.on_change::<Pod>(move |change| {
-        listener.pod_changed(&change.key, change.old_as::<Pod>(), change.new_as::<Pod>());
+        listener.pod_changed(change.key, change.old_as::<Pod>(), change.new_as::<Pod>());
     });
     let (listener, nodes) = (shared.clone(), cache.clone());
     cache.on_change::<Node>(move |change| {
-        let new = change.new_as::<Node>().map(|_| nodes.at::<Node>(&change.key));
+        let new = change.new_as::<Node>().map(|_| nodes.at::<Node>(change.key));
         let new = new.flatten().or_else(|| change.new_as::<Node>().cloned().map(Arc::new));
-        listener.node_changed(&change.key, change.old_as::<Node>(), new.as_ref());
+        listener.node_changed(change.key, change.old_as::<Node>(), new.as_ref());
     });
     tokio::select! {
         () = leading.cancelled() => return,
@@ -161,8 +158,11 @@ pub async fn run(
             }
             continue;
         }
-        let pods: Vec<Arc<Pod>> =
-            keys.iter().filter_map(|key| cache.at::<Pod>(key)).filter(|pod| shared.waits(pod)).collect();
+        let pods: Vec<Arc<Pod>> = keys
+            .iter()
+            .filter_map(|key| cache.at::<Pod>(key))
+            .filter(|pod| shared.waits(pod))
+            .collect();
         round(&client, &events, &shared, pods).await;
     }
 }
@@ -250,7 +250,8 @@ async fn refuse(
         if old.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(why)) {
             continue;
         }
-        let since = old.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
+        let since =
+            old.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
         let since = since.map_or_else(|| json!(at), |t| json!(t));
         let mut conditions: Vec<serde_json::Value> = pod
             .status

@@ -50,10 +50,7 @@ fn unschedulable(pod: &Pod, state: &NodeState) -> Vec<String> {
 fn name(pod: &Pod, state: &NodeState) -> Vec<String> {
     let wanted = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
     let own = state.node.metadata.name.as_deref().unwrap_or_default();
-    refuse(
-        !wanted.is_empty() && wanted != own,
-        "node(s) didn't match the requested node name",
-    )
+    refuse(!wanted.is_empty() && wanted != own, "node(s) didn't match the requested node name")
 }
 
 fn taints(pod: &Pod, state: &NodeState) -> Vec<String> {
@@ -112,8 +109,8 @@ fn affinity(pod: &Pod, state: &NodeState) -> Vec<String> {
         .flatten()
         .all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value));
     let node_affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let required = node_affinity
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let required =
+        node_affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let matches = required.is_none_or(|selector| {
         selector.node_selector_terms.iter().any(|term| term_matches(term, &state.node))
     });

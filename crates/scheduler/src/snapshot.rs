@@ -130,7 +130,11 @@ pub struct Snapshot {
 #[must_use]
 pub fn owner(pod: &Pod) -> String {
     let owners = pod.metadata.owner_references.iter().flatten();
-    owners.into_iter().find(|o| o.controller == Some(true)).map(|o| o.uid.clone()).unwrap_or_default()
+    owners
+        .into_iter()
+        .find(|o| o.controller == Some(true))
+        .map(|o| o.uid.clone())
+        .unwrap_or_default()
 }
 
 impl Snapshot {

@@ -1,3 +1,39 @@
 //! Replicated key-value store that speaks etcd v3.
+//!
+//! A request comes in through [`etcd`], becomes an operation ([`mvcc::Op`]), is replicated by
+//! [`node`] and made durable by [`log`], is applied to the state ([`mvcc`]), told to watchers
+//! ([`watch`]) and answered: [`engine`] is the threads that do it. [`state`] and [`snapshot`]
+//! keep what memory and log do not. `mvcc`, `watch`, `node` and `lessor` are pure.
 
+pub mod config;
+pub mod engine;
+pub mod etcd;
+pub mod lessor;
+pub mod log;
 pub mod mvcc;
+pub mod node;
+mod open;
+pub mod snapshot;
+pub mod state;
+pub mod watch;
+
+pub use config::Config;
+pub use open::{Store, open};
+
+/// Runs a member until shutdown.
+///
+/// # Errors
+/// When its data cannot be used, its address is taken, or the disk fails.
+pub async fn run(config: Config, ctx: daemon::Context) -> anyhow::Result<()> {
+    let store = open(&config, &ctx).await?;
+    let tls = match config.client.tls.as_str() {
+        "files" => config.client.files.server()?.map(|tls| tls.config()).transpose()?,
+        _ => None,
+    };
+    let listener = daemon::serve::bind(&config.client.listen, tls.is_some()).await?;
+    tracing::info!(address = %listener.local_addr()?, "serving clients");
+    let service = store.routes();
+    ctx.tasks.part("client", daemon::serve::serve(listener, tls, service, ctx.clone()));
+    ctx.shutdown.cancelled().await;
+    ctx.tasks.join().await
+}

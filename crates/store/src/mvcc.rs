@@ -9,6 +9,7 @@ pub mod index;
 pub mod lease;
 pub mod op;
 pub mod range;
+pub mod record;
 pub mod span;
 mod txn;
 
@@ -205,11 +206,7 @@ impl Mvcc {
     ///
     /// # Errors
     /// As its ranges.
-    pub fn read(
-        &self,
-        archive: &dyn Archive,
-        request: &TxnRequest,
-    ) -> Result<TxnResponse, Error> {
+    pub fn read(&self, archive: &dyn Archive, request: &TxnRequest) -> Result<TxnResponse, Error> {
         txn::read(self, archive, request)
     }
 
@@ -236,6 +233,12 @@ impl Mvcc {
             before < bytes_max
         };
         Some(self.recent.range(start..).take_while(fits).cloned().collect())
+    }
+
+    /// The oldest revision that memory has the changes of.
+    #[must_use]
+    pub fn recent_from(&self) -> Option<i64> {
+        self.recent.front().map(|changes| changes.main)
     }
 
     /// The pair that a change at `at` replaced, if it was alive and is not compacted.

@@ -17,5 +17,6 @@ pub(super) const ROWS: &[Row] = &[Row::cluster(
 .status()
 .prefix("apiextensions.k8s.io/customresourcedefinitions")
 .generation(Generation::Spec)
+.update_needs_version()
 .on_create(strategy::definition_create)
 .defaults(kinds::custom_resource_definition)];

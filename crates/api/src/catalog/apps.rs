@@ -17,6 +17,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Up-to-date:integer, Available:integer, Node Selector, Age, Containers*, Images*, Selector*", columns::workloads::daemon_set)
         .rules(rules::apps::daemon_set)
+        .warnings(rules::pod::template_warnings)
         .on_create(strategy::daemon_set_create)
         .on_update(strategy::daemon_set_update)
         .defaults(kinds::daemon_set),
@@ -29,6 +30,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::SpecAndAnnotations)
         .columns("Name, Ready, Up-to-date, Available, Age, Containers*, Images*, Selector*", columns::workloads::deployment)
         .rules(rules::apps::deployment)
+        .warnings(rules::pod::template_warnings)
         .defaults(kinds::deployment),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "ReplicaSet", "replicasets", "replicaset")
         .short(&["rs"])
@@ -39,6 +41,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replica_set)
         .rules(rules::apps::replica_set)
+        .warnings(rules::pod::template_warnings)
         .defaults(kinds::replica_set),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "StatefulSet", "statefulsets", "statefulset")
         .short(&["sts"])
@@ -49,5 +52,6 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Ready, Age, Containers*, Images*", columns::workloads::stateful_set)
         .rules(rules::apps::stateful_set)
+        .warnings(rules::pod::template_warnings)
         .defaults(kinds::stateful_set),
 ];

@@ -12,7 +12,8 @@ pub(super) const ROWS: &[Row] = &[
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "ComponentStatus", "componentstatuses", "componentstatus")
         .short(&["cs"])
         .verbs(&["get", "list"])
-        .columns("Name, Status, Message, Error", columns::core::component_status),
+        .columns("Name, Status, Message, Error", columns::core::component_status)
+        .deprecated("v1 ComponentStatus is deprecated in v1.19+"),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ConfigMap", "configmaps", "configmap")
         .short(&["cm"])
         .columns("Name, Data, Age", columns::core::config_map)
@@ -22,15 +23,19 @@ pub(super) const ROWS: &[Row] = &[
         .prefix("services/endpoints")
         .columns("Name, Endpoints, Age", columns::core::endpoints)
         .rules(rules::core::endpoints)
+        .create_on_update()
+        .deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
         .defaults(kinds::endpoints),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Event", "events", "event")
         .short(&["ev"])
         .selectable(&[("involvedObject.apiVersion", ""), ("involvedObject.fieldPath", ""), ("involvedObject.kind", ""), ("involvedObject.name", ""), ("involvedObject.namespace", ""), ("involvedObject.resourceVersion", ""), ("involvedObject.uid", ""), ("reason", ""), ("reportingComponent", ""), ("source", "source.component|reportingComponent"), ("type", "")])
         .columns("Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*", columns::core::event)
-        .rules(rules::core::event),
+        .rules(rules::core::event)
+        .create_on_update(),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "LimitRange", "limitranges", "limitrange")
         .short(&["limits"])
         .rules(rules::core::limit_range)
+        .create_on_update()
         .defaults(kinds::limit_range),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Namespace", "namespaces", "namespace")
         .short(&["ns"])
@@ -79,6 +84,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Ready, Status, Restarts, Age, IP*, Node*, Nominated Node*, Readiness Gates*", columns::workloads::pod)
         .rules(rules::pod::pod)
+        .warnings(rules::pod::warnings)
         .on_create(strategy::pod_create)
         .defaults(pod::pod),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate")
@@ -124,5 +130,6 @@ pub(super) const ROWS: &[Row] = &[
         .selectable(&[("spec.clusterIP", ""), ("spec.type", "")])
         .columns("Name, Type, Cluster-IP, External-IP, Port(s), Age, Selector*", columns::core::service)
         .rules(rules::service::service)
+        .create_on_update()
         .defaults(kinds::service),
 ];

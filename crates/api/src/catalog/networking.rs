@@ -18,6 +18,7 @@ pub(super) const REGISTRATION: &[Row] = &[Row::cluster(
 .status()
 .prefix("apiregistration.k8s.io/apiservices")
 .columns("Name, Service, Available, Age", columns::groups::api_service)
+.update_needs_version()
 .defaults(kinds::api_service)];
 
 pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(

@@ -29,6 +29,7 @@ pub(super) const EVENTS: &[Row] = &[Row::namespaced(
     "Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*",
     columns::core::event,
 )
+.create_on_update()
 .stored_as(("", "v1"), convert::event_to_core, convert::event_from_core)];
 
 pub(super) const ROWS: &[Row] = &[Row::namespaced(
@@ -46,7 +47,8 @@ pub(super) const ROWS: &[Row] = &[Row::namespaced(
     "Name, Min Available, Max Unavailable, Allowed Disruptions:integer, Age",
     columns::groups::disruption_budget,
 )
-.rules(rules::groups::disruption_budget)];
+.rules(rules::groups::disruption_budget)
+.update_needs_version()];
 
 pub(super) const SCHEDULING: &[Row] = &[Row::cluster(
     "io.k8s.api.scheduling.v1",
@@ -73,6 +75,7 @@ pub(super) const COORDINATION: &[Row] = &[Row::namespaced(
 )
 .columns("Name, Holder, Age", columns::groups::lease)
 .rules(rules::core::lease)
+.create_on_update()
 .update_needs_version()];
 
 pub(super) const NODE: &[Row] = &[Row::cluster(

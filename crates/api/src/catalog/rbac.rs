@@ -16,6 +16,7 @@ pub(super) const ROWS: &[Row] = &[
     .names(NameRule::PathSegment)
     .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
     .rules(rules::rbac::cluster_role_binding)
+    .create_on_update()
     .defaults(kinds::role_binding),
     Row::cluster(
         "io.k8s.api.rbac.v1",
@@ -25,7 +26,8 @@ pub(super) const ROWS: &[Row] = &[
         "clusterrole",
     )
     .names(NameRule::PathSegment)
-    .rules(rules::rbac::cluster_role),
+    .rules(rules::rbac::cluster_role)
+    .create_on_update(),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
         ("rbac.authorization.k8s.io", "v1"),
@@ -36,6 +38,7 @@ pub(super) const ROWS: &[Row] = &[
     .names(NameRule::PathSegment)
     .columns("Name, Role, Age, Users*, Groups*, ServiceAccounts*", columns::groups::role_binding)
     .rules(rules::rbac::role_binding)
+    .create_on_update()
     .defaults(kinds::role_binding),
     Row::namespaced(
         "io.k8s.api.rbac.v1",
@@ -45,5 +48,6 @@ pub(super) const ROWS: &[Row] = &[
         "role",
     )
     .names(NameRule::PathSegment)
-    .rules(rules::rbac::role),
+    .rules(rules::rbac::role)
+    .create_on_update(),
 ];

@@ -109,16 +109,24 @@ fn summary(v: &Value, now: Timestamp) -> Summary {
             reason = if ready { "Running" } else { "NotReady" }.to_owned();
         }
     }
-    if meta::deletion_timestamp(v).is_some() {
-        if status["reason"].text() == "NodeLost" {
-            reason = "Unknown".to_owned();
-        } else if !matches!(status["phase"].text(), "Failed" | "Succeeded") {
-            reason = "Terminating".to_owned();
-        }
-    }
+    reason = deleted_reason(v).unwrap_or(reason);
     s.reason = reason;
     s.restarts = restarts.text(now);
     s
+}
+
+/// What a pod says that is being deleted.
+fn deleted_reason(v: &Value) -> Option<String> {
+    meta::deletion_timestamp(v)?;
+    let status = &v["status"];
+    let text = if status["reason"].text() == "NodeLost" {
+        "Unknown"
+    } else if matches!(status["phase"].text(), "Failed" | "Succeeded") {
+        return None;
+    } else {
+        "Terminating"
+    };
+    Some(text.to_owned())
 }
 
 fn init_reason(state: &Value, i: usize, total: usize) -> String {

@@ -70,24 +70,23 @@ pub fn secret(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         }
     };
     match new["type"].text() {
-        "kubernetes.io/service-account-token" => {
-            if meta::annotation(new, "kubernetes.io/service-account.name").unwrap_or("").is_empty()
-            {
-                errs.required("metadata.annotations[kubernetes.io/service-account.name]", "");
-            }
+        "kubernetes.io/service-account-token"
+            if meta::annotation(new, "kubernetes.io/service-account.name")
+                .unwrap_or("")
+                .is_empty() =>
+        {
+            errs.required("metadata.annotations[kubernetes.io/service-account.name]", "");
         }
         "kubernetes.io/dockercfg" => docker_config(data, ".dockercfg", errs),
         "kubernetes.io/dockerconfigjson" => docker_config(data, ".dockerconfigjson", errs),
-        "kubernetes.io/basic-auth" => {
-            if data.get("username").is_none() && data.get("password").is_none() {
-                errs.required("data[username]", "");
-                errs.required("data[password]", "");
-            }
+        "kubernetes.io/basic-auth"
+            if data.get("username").is_none() && data.get("password").is_none() =>
+        {
+            errs.required("data[username]", "");
+            errs.required("data[password]", "");
         }
-        "kubernetes.io/ssh-auth" => {
-            if data["ssh-privatekey"].text().is_empty() {
-                errs.required("data[ssh-privatekey]", "");
-            }
+        "kubernetes.io/ssh-auth" if data["ssh-privatekey"].text().is_empty() => {
+            errs.required("data[ssh-privatekey]", "");
         }
         "kubernetes.io/tls" => {
             need("tls.crt", errs);
@@ -267,9 +266,6 @@ pub fn event(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         if namespace != of_event && !(namespace.is_empty() && of_event == "default") {
             errs.invalid("involvedObject.namespace", namespace, "does not match event.namespace");
         }
-        if let Some(old) = old.filter(|_| false) {
-            let _ = old;
-        }
         return;
     }
     strict_event(new, errs);
@@ -297,9 +293,8 @@ fn strict_event(new: &Value, errs: &mut FieldErrors) {
     if new["message"].text().len() > 1024 {
         errs.invalid("message", "", "can have at most 1024 characters");
     }
-    if let kind @ ("" | _) = new["type"].text()
-        && !matches!(kind, "Normal" | "Warning")
-    {
+    let kind = new["type"].text();
+    if !matches!(kind, "Normal" | "Warning") {
         errs.invalid("type", "", format!("has invalid value: {kind}"));
     }
     let series = &new["series"];

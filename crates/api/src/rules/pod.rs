@@ -870,3 +870,30 @@ fn spread(path: &str, v: &Value, errs: &mut FieldErrors) {
         super::label_selector(&format!("{at}.labelSelector"), &c["labelSelector"], errs);
     }
 }
+
+/// Warnings about a pod: variables that hide others.
+pub fn warnings(new: &Value, _: Option<&Value>, out: &mut Vec<String>) {
+    spec_warnings("spec", &new["spec"], out);
+}
+
+/// Warnings about the template of a workload.
+pub fn template_warnings(new: &Value, _: Option<&Value>, out: &mut Vec<String>) {
+    spec_warnings("spec.template.spec", &new["spec"]["template"]["spec"], out);
+}
+
+fn spec_warnings(path: &str, spec: &Value, out: &mut Vec<String>) {
+    for list in ["containers", "initContainers"] {
+        for (i, c) in spec[list].items().iter().enumerate() {
+            let env = c["env"].items();
+            for (j, e) in env.iter().enumerate() {
+                let name = e["name"].text();
+                if env[..j].iter().any(|o| o["name"].text() == name) {
+                    out.push(format!(
+                        "{path}.{list}[{i}].env[{j}]: hides previous definition of {name:?}, which may be \
+                         dropped when using apply"
+                    ));
+                }
+            }
+        }
+    }
+}

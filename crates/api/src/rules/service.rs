@@ -38,7 +38,7 @@ pub fn service(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         "ExternalName" => external_name(spec, errs),
         _ => {}
     }
-    service_ports(ports, kind, headless, errs);
+    service_ports(ports, kind, errs);
     labels("spec.selector", &spec["selector"], errs);
     one_of("spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"], errs);
     session_affinity(spec, errs);
@@ -76,7 +76,7 @@ fn external_name(spec: &Value, errs: &mut FieldErrors) {
     }
 }
 
-fn service_ports(ports: &[Value], kind: &str, headless: bool, errs: &mut FieldErrors) {
+fn service_ports(ports: &[Value], kind: &str, errs: &mut FieldErrors) {
     for (i, p) in ports.iter().enumerate() {
         let at = format!("spec.ports[{i}]");
         let n = p["name"].text();
@@ -96,9 +96,6 @@ fn service_ports(ports: &[Value], kind: &str, headless: bool, errs: &mut FieldEr
         let node_port = p["nodePort"].as_int().unwrap_or(0);
         if kind == "ClusterIP" && node_port != 0 {
             errs.forbidden(format!("{at}.nodePort"), "may not be used when `type` is 'ClusterIP'");
-        }
-        if headless && false {
-            errs.invalid(format!("{at}.port"), p["port"].clone(), "must be equal to targetPort");
         }
         let twin = |o: &Value| o["port"] == p["port"] && o["protocol"] == p["protocol"];
         if ports[..i].iter().any(twin) {

@@ -64,9 +64,8 @@ fn mount(pod: &mut Value) {
     let volumes = pod.at(&["spec", "volumes"]).map(Value::items).unwrap_or_default();
     let own = volumes.iter().filter_map(|v| v.str_at(&["name"]));
     let present = own.into_iter().find(|n| n.starts_with("kube-api-access-")).map(str::to_owned);
-    let name = present.clone().unwrap_or_else(|| {
-        api::name::generate("kube-api-access-", rand::random())
-    });
+    let name =
+        present.clone().unwrap_or_else(|| api::name::generate("kube-api-access-", rand::random()));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
         let Some(containers) = pod.at_mut(&["spec", list]) else { continue };
@@ -86,7 +85,8 @@ fn mount(pod: &mut Value) {
         }
     }
     if mounted && present.is_none() {
-        let mut volumes = pod.at(&["spec", "volumes"]).map(Value::items).unwrap_or_default().to_vec();
+        let mut volumes =
+            pod.at(&["spec", "volumes"]).map(Value::items).unwrap_or_default().to_vec();
         volumes.push(volume(&name));
         pod.set_at(&["spec", "volumes"], Value::Array(volumes));
     }
@@ -96,26 +96,19 @@ fn mount(pod: &mut Value) {
 fn volume(name: &str) -> Value {
     let token = object(&[(
         "serviceAccountToken",
-        object(&[
-            ("expirationSeconds", Value::from(TOKEN_LIFE_S)),
-            ("path", Value::from("token")),
-        ]),
+        object(&[("expirationSeconds", Value::from(TOKEN_LIFE_S)), ("path", Value::from("token"))]),
     )]);
     let item = object(&[("key", Value::from("ca.crt")), ("path", Value::from("ca.crt"))]);
     let authority = object(&[(
         "configMap",
-        object(&[
-            ("name", Value::from("kube-root-ca.crt")),
-            ("items", Value::Array(vec![item])),
-        ]),
+        object(&[("name", Value::from("kube-root-ca.crt")), ("items", Value::Array(vec![item]))]),
     )]);
     let field = object(&[
         ("apiVersion", Value::from("v1")),
         ("fieldPath", Value::from("metadata.namespace")),
     ]);
     let item = object(&[("path", Value::from("namespace")), ("fieldRef", field)]);
-    let namespace =
-        object(&[("downwardAPI", object(&[("items", Value::Array(vec![item]))]))]);
+    let namespace = object(&[("downwardAPI", object(&[("items", Value::Array(vec![item]))]))]);
     let projected = object(&[
         ("sources", Value::Array(vec![token, authority, namespace])),
         ("defaultMode", Value::from(0o644_i64)),

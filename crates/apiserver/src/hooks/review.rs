@@ -17,7 +17,12 @@ pub(crate) async fn answer(api: &Api, request: Request) -> Result<Outcome, ApiEr
     let resource = &request.resource;
     let mut object = decode::object(body, resource, options.validation, &mut warnings)?;
     api::defaults::apply(&mut object, resource);
-    let errors = api::rules::validate_create(resource, &object);
+    let now = api.clock.now();
+    crate::registry::create::Track::Update(options).record(None, &mut object, &request, now);
+    let mut errors = api::error::FieldErrors::new();
+    if let Some(rules) = resource.rules {
+        rules(&object, None, &mut errors);
+    }
     if !errors.is_empty() {
         return Err(ApiError::invalid(&resource.group, &resource.kind, "", errors));
     }
@@ -30,7 +35,9 @@ pub(crate) async fn answer(api: &Api, request: Request) -> Result<Outcome, ApiEr
             status
         }
         "SelfSubjectAccessReview" => access(api, &request.user, &object),
-        "SubjectAccessReview" | "LocalSubjectAccessReview" => access(api, &subject(&object), &object),
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            access(api, &subject(&object), &object)
+        }
         "SelfSubjectRulesReview" => rules(api, &request.user, &object),
         _ => return Err(ApiError::MethodNotAllowed),
     };

@@ -103,6 +103,14 @@ pub(crate) async fn claim(
     old: Option<&Value>,
 ) -> Result<Claims, ApiError> {
     let mut claims = Claims::default();
+    if kind(service) == "ExternalName" {
+        service.remove_at(&["spec", "ipFamilies"]);
+        service.remove_at(&["spec", "ipFamilyPolicy"]);
+    } else {
+        // One family, until the cluster has two ranges.
+        service.set_at(&["spec", "ipFamilies"], Value::Array(vec!["IPv4".into()]));
+        service.set_at(&["spec", "ipFamilyPolicy"], "SingleStack");
+    }
     claim_ip(api, service, old, &mut claims)?;
     claim_ports(api, service, old, &mut claims)?;
     Ok(claims)
@@ -120,6 +128,9 @@ fn claim_ip(
         return Ok(());
     }
     let wanted = service.str_at(&["spec", "clusterIP"]).unwrap_or("").to_owned();
+    if wanted == "None" && service.at(&["spec", "clusterIPs"]).is_none() {
+        service.set_at(&["spec", "clusterIPs"], Value::Array(vec!["None".into()]));
+    }
     if wanted == "None" || (!wanted.is_empty() && held.as_deref() == Some(wanted.as_str())) {
         return Ok(());
     }

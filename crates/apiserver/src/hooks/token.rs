@@ -35,11 +35,8 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect();
-    let audiences = if audiences.is_empty() {
-        api.authenticator.audiences.clone()
-    } else {
-        audiences
-    };
+    let audiences =
+        if audiences.is_empty() { api.authenticator.audiences.clone() } else { audiences };
     let mut bound = Bound {
         namespace: request.namespace.clone(),
         serviceaccount: Reference {
@@ -116,7 +113,8 @@ async fn bind(
     asked: &Value,
     bound: &mut Bound,
 ) -> Result<(), ApiError> {
-    let Some(reference) = asked.at(&["spec", "boundObjectRef"]) else { return Ok(()) };
+    let reference = asked.at(&["spec", "boundObjectRef"]).filter(|r| !r.is_empty());
+    let Some(reference) = reference else { return Ok(()) };
     let kind = reference.str_at(&["kind"]).unwrap_or("");
     let name = reference.str_at(&["name"]).unwrap_or("");
     let uid = reference.str_at(&["uid"]).unwrap_or("");
@@ -144,8 +142,10 @@ async fn bind(
         return Err(ApiError::Conflict {
             resource: resource.resource_name(),
             name: name.to_owned(),
-            message: format!("the UID in the bound object reference ({uid}) does not match the UID in record. The \
-                 object might have been deleted and then recreated"),
+            message: format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The \
+                 object might have been deleted and then recreated"
+            ),
         });
     }
     let reference = Reference { name: name.to_owned(), uid: found.to_owned() };

@@ -88,10 +88,7 @@ pub(crate) fn answer(
 }
 
 fn legacy_versions() -> Value {
-    let address = object(&[
-        ("clientCIDR", "0.0.0.0/0".into()),
-        ("serverAddress", "".into()),
-    ]);
+    let address = object(&[("clientCIDR", "0.0.0.0/0".into()), ("serverAddress", "".into())]);
     object(&[
         ("kind", "APIVersions".into()),
         ("versions", texts(&["v1"])),
@@ -130,10 +127,13 @@ fn plain_rows(resource: &Resource, list: &mut Vec<Value>) {
         row.set("categories", texts(&resource.categories));
     }
     if resource.stored {
-        row.set("storageVersionHash", hash(&format!(
-            "{}/{}/{}",
-            resource.storage_group, resource.storage_version, resource.kind
-        )));
+        row.set(
+            "storageVersionHash",
+            hash(&format!(
+                "{}/{}/{}",
+                resource.storage_group, resource.storage_version, resource.kind
+            )),
+        );
     }
     list.push(row);
     for sub in &resource.subresources {
@@ -199,16 +199,14 @@ fn aggregated(catalog: &api::Catalog, legacy: bool, beta: bool) -> HttpResponse 
 
 fn aggregated_row(resource: &Resource) -> Value {
     let kind = |group: &str, version: &str, kind: &str| {
-        object(&[
-            ("group", group.into()),
-            ("version", version.into()),
-            ("kind", kind.into()),
-        ])
+        object(&[("group", group.into()), ("version", version.into()), ("kind", kind.into())])
     };
-    let own = |name: &str| if resource.custom {
-        kind(&resource.group, &resource.version, name)
-    } else {
-        kind("", "", name)
+    let own = |name: &str| {
+        if resource.custom {
+            kind(&resource.group, &resource.version, name)
+        } else {
+            kind("", "", name)
+        }
     };
     let mut row = object(&[
         ("resource", resource.plural.as_ref().into()),
@@ -251,7 +249,8 @@ pub(crate) fn other(
 ) -> Result<HttpResponse, ApiError> {
     let query = Query::new(query);
     let text = |text: String| full(StatusCode::OK, "text/plain; charset=utf-8", text);
-    let missing = || full(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n");
+    let missing =
+        || full(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n");
     let path = path.trim_end_matches('/');
     if let Some(response) = health(ctx, path, &query) {
         return Ok(response);
@@ -267,17 +266,20 @@ pub(crate) fn other(
         }
         "/.well-known/openid-configuration" => {
             let issuer = api.authenticator.signer.issuer();
-            reply(&object(&[
-                ("issuer", issuer.into()),
-                ("jwks_uri", format!("{issuer}/openid/v1/jwks").into()),
-                ("response_types_supported", texts(&["id_token"])),
-                ("subject_types_supported", texts(&["public"])),
-                ("id_token_signing_alg_values_supported", texts(&["RS256"])),
-            ]), Format::Json)
+            reply(
+                &object(&[
+                    ("issuer", issuer.into()),
+                    ("jwks_uri", format!("{issuer}/openid/v1/jwks").into()),
+                    ("response_types_supported", texts(&["id_token"])),
+                    ("subject_types_supported", texts(&["public"])),
+                    ("id_token_signing_alg_values_supported", texts(&["RS256"])),
+                ]),
+                Format::Json,
+            )
         }
         "/openapi/v3" => {
             let catalog = api.catalog.load();
-            let hash = |group: &str, version: &str| hash(&format!("{}/{group}/{version}", catalog.all().len()));
+            let hash = |path: &str| hash(&format!("{}/{path}", catalog.all().len()));
             reply(&api::openapi::index(&catalog, &hash), Format::Json)
         }
         _ => match path.strip_prefix("/openapi/v3/").map(super::path::parse) {
@@ -301,7 +303,10 @@ fn version() -> Value {
         ("emulationMinor", KUBERNETES_MINOR.into()),
         ("minCompatibilityMajor", "1".into()),
         ("minCompatibilityMinor", "35".into()),
-        ("gitVersion", format!("v1.{KUBERNETES_MINOR}.0+ironclad-{}", env!("CARGO_PKG_VERSION")).into()),
+        (
+            "gitVersion",
+            format!("v1.{KUBERNETES_MINOR}.0+ironclad-{}", env!("CARGO_PKG_VERSION")).into(),
+        ),
         ("gitCommit", "".into()),
         ("gitTreeState", "".into()),
         ("buildDate", "".into()),

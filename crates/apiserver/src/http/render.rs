@@ -311,7 +311,10 @@ fn strip_into(item: &[u8], version: &[u8], kind: &[u8], out: &mut BytesMut) -> b
 fn protobuf_list(resource: &Resource, value: &Value) -> Result<Vec<u8>, ApiError> {
     let name = format!("{}List", resource.schema.name);
     let ty = api::schema::find(&name).ok_or_else(|| {
-        ApiError::NotAcceptable("only the following media types are accepted: application/json, application/yaml".into())
+        ApiError::NotAcceptable(
+            "only the following media types are accepted: application/json, application/yaml"
+                .into(),
+        )
     })?;
     Ok(proto::encode(value, ty))
 }
@@ -354,8 +357,12 @@ pub(crate) fn delete_body(body: &Bytes, format: Format) -> Result<Value, ApiErro
         return Err(ApiError::Internal("no schema for DeleteOptions".into()));
     };
     let value = match format {
-        Format::Json => json::decode(body, ty).map_err(|e| ApiError::BadRequest(e.message()))?.value,
-        Format::Yaml => yaml::decode(body, ty).map_err(|e| ApiError::BadRequest(e.message()))?.value,
+        Format::Json => {
+            json::decode(body, ty).map_err(|e| ApiError::BadRequest(e.message()))?.value
+        }
+        Format::Yaml => {
+            yaml::decode(body, ty).map_err(|e| ApiError::BadRequest(e.message()))?.value
+        }
         Format::Protobuf => return proto::decode(proto::open(body)?.raw, ty),
     };
     let kind = value.str_at(&["kind"]).unwrap_or("DeleteOptions");

@@ -301,10 +301,8 @@ fn exit_status(code: i32) -> Vec<u8> {
     }
     status.set("status", "Failure");
     status.set("reason", "NonZeroExitCode");
-    status.set(
-        "message",
-        format!("command terminated with non-zero exit code: exit status {code}"),
-    );
+    status
+        .set("message", format!("command terminated with non-zero exit code: exit status {code}"));
     let mut cause = Value::Object(Map::default());
     cause.set("reason", "ExitCode");
     cause.set("message", code.to_string());

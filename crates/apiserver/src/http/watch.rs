@@ -36,10 +36,13 @@ pub(crate) fn answer(
 ) -> Result<HttpResponse, ApiError> {
     let content_type = match accepted.format {
         Format::Json => "application/json",
-        Format::Yaml => return Err(ApiError::NotAcceptable(
-            "only the following media types are accepted: application/json;stream=watch, \
-             application/vnd.kubernetes.protobuf;stream=watch".into(),
-        )),
+        Format::Yaml => {
+            return Err(ApiError::NotAcceptable(
+                "only the following media types are accepted: application/json;stream=watch, \
+             application/vnd.kubernetes.protobuf;stream=watch"
+                    .into(),
+            ));
+        }
         Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
     };
     let (chunks, stream) = mpsc::channel(CHUNKS_QUEUED);
@@ -163,11 +166,8 @@ impl Encoder {
         if let Some(version) = value.at(&["metadata", "resourceVersion"]) {
             table.set_at(&["metadata", "resourceVersion"], version.clone());
         }
-        let definitions = if self.columns_sent {
-            Value::Null
-        } else {
-            columns::definitions(resource)
-        };
+        let definitions =
+            if self.columns_sent { Value::Null } else { columns::definitions(resource) };
         table.set("columnDefinitions", definitions);
         self.columns_sent = true;
         table.set("rows", Value::Array(rows));

@@ -83,9 +83,8 @@ impl Authorizer {
     fn pods_of(&self, node: &str, namespace: &str) -> Vec<Value> {
         let pods = self.cache.shelf("pods").list(&format!("{namespace}/"), "");
         let needle = format!("\"nodeName\":\"{node}\"");
-        let likely = |bytes: &[u8]| {
-            bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
-        };
+        let likely =
+            |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
         pods.into_iter()
             .filter(|(_, entry)| likely(&entry.bytes))
             .map(|(_, entry)| entry.parse())
@@ -108,11 +107,9 @@ fn mentions(pod: &Value, ask: &Attributes<'_>) -> bool {
             ("secret", "name"),
             ("imagePullSecrets", "name"),
         ],
-        "configmaps" => &[
-            ("configMapRef", "name"),
-            ("configMapKeyRef", "name"),
-            ("configMap", "name"),
-        ],
+        "configmaps" => {
+            &[("configMapRef", "name"), ("configMapKeyRef", "name"), ("configMap", "name")]
+        }
         _ => &[("persistentVolumeClaim", "claimName")],
     };
     refers(spec, keys, ask.name)

@@ -105,10 +105,11 @@ impl Rule {
                     })
                 })
             });
-            let paths = self
-                .paths
-                .iter()
-                .map(move |path| Attributes { verb, path, ..Attributes::default() });
+            let paths = self.paths.iter().map(move |path| Attributes {
+                verb,
+                path,
+                ..Attributes::default()
+            });
             resources.chain(paths)
         })
     }

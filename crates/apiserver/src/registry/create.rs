@@ -49,8 +49,8 @@ impl Api {
         warnings: &mut Vec<String>,
     ) -> Result<std::sync::Arc<Entry>, ApiError> {
         let resource = &request.resource;
-        let generated = api::meta::name(&object).is_empty()
-            && !api::meta::generate_name(&object).is_empty();
+        let generated =
+            api::meta::name(&object).is_empty() && !api::meta::generate_name(&object).is_empty();
         for _ in 0..GENERATE_TRIES {
             let candidate = self.prepare(request, object.clone(), track, warnings).await?;
             if dry_run {

@@ -82,7 +82,8 @@ pub(crate) fn place(value: &mut Value, namespace: &str, name: &str) -> Result<()
     let own = api::meta::namespace(value);
     if !own.is_empty() && own != namespace {
         return Err(ApiError::BadRequest(
-            "the namespace of the provided object does not match the namespace sent on the request".into(),
+            "the namespace of the provided object does not match the namespace sent on the request"
+                .into(),
         ));
     }
     if own.is_empty() && !namespace.is_empty() {

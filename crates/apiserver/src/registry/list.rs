@@ -28,7 +28,11 @@ impl Filter {
     ///
     /// # Errors
     /// 400 for one that cannot be read or names a field that has no index.
-    pub(crate) fn new(resource: &Arc<Resource>, labels: &str, fields: &str) -> Result<Self, ApiError> {
+    pub(crate) fn new(
+        resource: &Arc<Resource>,
+        labels: &str,
+        fields: &str,
+    ) -> Result<Self, ApiError> {
         let labels = LabelSelector::parse(labels)?;
         let fields = FieldSelector::parse(fields)?;
         fields.check(resource)?;
@@ -90,8 +94,8 @@ pub(crate) fn parsed(resource: &Resource, entry: &Entry) -> Value {
 
 /// An object's bytes as this resource serves them: as they are, unless stored in another version.
 pub(crate) fn serve(resource: &Resource, entry: &Entry) -> Bytes {
-    let other = resource.storage_group != resource.group
-        || resource.storage_version != resource.version;
+    let other =
+        resource.storage_group != resource.group || resource.storage_version != resource.version;
     if other || resource.from_storage.is_some() {
         return parsed(resource, entry).to_bytes().into();
     }
@@ -160,7 +164,10 @@ fn check(options: &ListOptions) -> Result<(), ApiError> {
             ));
         }
     } else if !matching.is_empty() && options.version.is_empty() {
-        errors.forbidden(field, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        errors.forbidden(
+            field,
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        );
     } else if !matches!(matching, "" | "Exact" | "NotOlderThan") {
         errors.not_supported(field, matching, &["Exact", "NotOlderThan", ""]);
     } else if matching == "Exact" && options.version == "0" {

@@ -169,7 +169,8 @@ impl Api {
         pod: &Value,
         options: &WriteOptions,
     ) -> Result<(), ApiError> {
-        let ended = matches!(pod.str_at(&["status", "phase"]), Some("Succeeded" | "Failed" | "Pending"));
+        let ended =
+            matches!(pod.str_at(&["status", "phase"]), Some("Succeeded" | "Failed" | "Pending"));
         if ended || api::meta::deletion_timestamp(pod).is_some() {
             return Ok(());
         }
@@ -204,7 +205,8 @@ impl Api {
             if left <= 0 {
                 return Err(ApiError::DisruptionBudget {
                     name: request.name.clone(),
-                    message: "Cannot evict pod as it would violate the pod's disruption budget.".into(),
+                    message: "Cannot evict pod as it would violate the pod's disruption budget."
+                        .into(),
                 });
             }
             let mut object = old.clone();

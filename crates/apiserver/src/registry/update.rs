@@ -142,13 +142,16 @@ impl Api {
                 .map(|value| api::codec::Decoded { value, strict: Vec::new() }),
             Format::Yaml => api::codec::yaml::parse(&body.bytes),
         }
-        .map_err(|error| ApiError::BadRequest(format!("error decoding YAML: {}", error.message())))?;
+        .map_err(|error| {
+            ApiError::BadRequest(format!("error decoding YAML: {}", error.message()))
+        })?;
         decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
         let patch = decoded.value;
         let track = Track::Apply;
         let now = self.clock.now();
         let change = |old: Option<&Value>| {
-            if old.is_none() && (!request.subresource.is_empty() || !api::meta::uid(&patch).is_empty())
+            if old.is_none()
+                && (!request.subresource.is_empty() || !api::meta::uid(&patch).is_empty())
             {
                 return Err(match api::meta::uid(&patch) {
                     "" => request.not_found(),
@@ -327,8 +330,14 @@ impl Api {
             return Err(ApiError::invalid(&resource.group, &resource.kind, &request.name, errors));
         }
         warnings.extend(api::rules::warnings(resource, &object, Some(old)));
-        let mut review =
-            admission::Review { api: self, request, resource, object: &mut object, old: Some(old), warnings };
+        let mut review = admission::Review {
+            api: self,
+            request,
+            resource,
+            object: &mut object,
+            old: Some(old),
+            warnings,
+        };
         admission::validate(&mut review).await?;
         Ok(Decided { object, pinned })
     }

@@ -139,16 +139,17 @@ impl Watcher {
 
     fn in_scope(&self, key: &str) -> bool {
         self.scope.is_empty()
-            || if self.scope.ends_with('/') { key.starts_with(&self.scope) } else { key == self.scope }
+            || if self.scope.ends_with('/') {
+                key.starts_with(&self.scope)
+            } else {
+                key == self.scope
+            }
     }
 }
 
 fn bookmark(resource: &Resource, revision: i64, initial_end: bool) -> Event {
-    let annotations = if initial_end {
-        "\"annotations\":{\"k8s.io/initial-events-end\":\"true\"},"
-    } else {
-        ""
-    };
+    let annotations =
+        if initial_end { "\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}," } else { "" };
     let json = format!(
         "{{\"apiVersion\":\"{}\",\"kind\":\"{}\",\"metadata\":{{{annotations}\"resourceVersion\":\"{revision}\"}}}}",
         resource.api_version(),
@@ -173,7 +174,8 @@ impl Api {
         let filter = Filter::new(resource, &list.labels, &list.fields)?;
         let shelf = self.shelf(resource);
         let namespace = if resource.namespaced { request.namespace.as_str() } else { "" };
-        let name = if request.name.is_empty() { filter.name() } else { Some(request.name.as_str()) };
+        let name =
+            if request.name.is_empty() { filter.name() } else { Some(request.name.as_str()) };
         let scope = match name {
             Some(name) if !resource.namespaced || !namespace.is_empty() => {
                 shelf_key(resource, namespace, name)
@@ -206,7 +208,8 @@ impl Api {
 
     /// Puts the present objects in front of what will change.
     fn initial(&self, watcher: &mut Watcher, options: &WatchOptions) {
-        let prefix = if watcher.scope.ends_with('/') { watcher.scope.clone() } else { String::new() };
+        let prefix =
+            if watcher.scope.ends_with('/') { watcher.scope.clone() } else { String::new() };
         let (found, changed) = watcher.shelf.snapshot(&prefix, "");
         let newest = changed.max(watcher.at);
         watcher.at = newest;

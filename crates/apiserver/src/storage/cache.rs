@@ -86,11 +86,7 @@ impl Shelf {
         after: &str,
     ) -> (Vec<(CompactString, Arc<Entry>)>, i64) {
         let state = self.state.read();
-        let from = if after.is_empty() {
-            Bound::Included(prefix)
-        } else {
-            Bound::Excluded(after)
-        };
+        let from = if after.is_empty() { Bound::Included(prefix) } else { Bound::Excluded(after) };
         let found = state
             .objects
             .range::<str, _>((from, Bound::Unbounded))
@@ -98,11 +94,6 @@ impl Shelf {
             .map(|(key, entry)| (key.clone(), entry.clone()))
             .collect();
         (found, state.changed)
-    }
-
-    /// How many objects there are.
-    pub(crate) fn len(&self) -> usize {
-        self.state.read().objects.len()
     }
 
     /// The revision of the last change.
@@ -118,7 +109,9 @@ impl Shelf {
         }
         let start = state.log.partition_point(|change| change.revision <= revision);
         let mut end = (start + most).min(state.log.len());
-        while end > start && end < state.log.len() && state.log[end].revision == state.log[end - 1].revision
+        while end > start
+            && end < state.log.len()
+            && state.log[end].revision == state.log[end - 1].revision
         {
             end += 1;
         }
@@ -156,8 +149,7 @@ impl Shelf {
     /// Starts over: watches from before `revision` are gone.
     fn reset(&self, revision: i64, objects: BTreeMap<CompactString, Arc<Entry>>) {
         let mut state = self.state.write();
-        *state =
-            State { objects, log: VecDeque::new(), log_since: revision, changed: revision };
+        *state = State { objects, log: VecDeque::new(), log_since: revision, changed: revision };
     }
 }
 
@@ -228,7 +220,8 @@ impl Cache {
     pub(crate) fn load(&self, revision: i64, items: &[Stored]) {
         let mut by_shelf: HashMap<String, BTreeMap<CompactString, Arc<Entry>>> = HashMap::new();
         for item in items {
-            if let Some((prefix, key)) = std::str::from_utf8(&item.key).ok().and_then(|k| self.place(k))
+            if let Some((prefix, key)) =
+                std::str::from_utf8(&item.key).ok().and_then(|k| self.place(k))
             {
                 by_shelf.entry(prefix.to_owned()).or_default().insert(key.into(), Entry::of(item));
             }
@@ -312,10 +305,10 @@ mod tests {
         cache.apply(&[raw(8, "/registry/pods/ns/a", None)], 8);
         let shelf = cache.shelf("pods");
         let Next::Changes(all) = shelf.after(5, 10) else { panic!("gone") };
-        assert_eq!(all.iter().map(|c| (c.revision, c.deleted)).collect::<Vec<_>>(), [
-            (6, false),
-            (8, true)
-        ]);
+        assert_eq!(
+            all.iter().map(|c| (c.revision, c.deleted)).collect::<Vec<_>>(),
+            [(6, false), (8, true)]
+        );
         assert!(std::str::from_utf8(&all[1].entry.bytes).unwrap().contains("\"8\""));
         assert!(matches!(shelf.after(4, 10), Next::Gone));
         assert_eq!(cache.revision(), 8);

@@ -39,8 +39,6 @@ pub(crate) struct Page {
     pub(crate) items: Vec<Stored>,
     /// Whether there is more behind the last item.
     pub(crate) more: bool,
-    /// How many keys the whole range holds.
-    pub(crate) count: i64,
 }
 
 /// Why the store did not do as asked.
@@ -168,7 +166,6 @@ impl Etcd {
             revision: at,
             items: answer.kvs.into_iter().map(stored).collect(),
             more: answer.more,
-            count: answer.count,
         })
     }
 
@@ -233,12 +230,10 @@ fn operation(write: Write) -> RequestOp {
                 lease,
                 ..PutRequest::default()
             }),
-            Write::Delete { key } => {
-                request_op::Request::RequestDeleteRange(DeleteRangeRequest {
-                    key,
-                    ..DeleteRangeRequest::default()
-                })
-            }
+            Write::Delete { key } => request_op::Request::RequestDeleteRange(DeleteRangeRequest {
+                key,
+                ..DeleteRangeRequest::default()
+            }),
         }),
     }
 }

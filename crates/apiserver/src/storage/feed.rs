@@ -67,8 +67,12 @@ async fn session(
     }
     let (requests, stream) = mpsc::channel(4);
     requests.send(create(from + 1)).await.context("open the watch")?;
-    let mut events =
-        etcd.watch().watch(ReceiverStream::new(stream)).await.context("open the watch")?.into_inner();
+    let mut events = etcd
+        .watch()
+        .watch(ReceiverStream::new(stream))
+        .await
+        .context("open the watch")?
+        .into_inner();
     loop {
         let message = tokio::select! {
             () = cache.lagging() => {

@@ -36,11 +36,6 @@ pub(crate) fn end_of(prefix: &str) -> Bytes {
     end.into()
 }
 
-/// Splits what follows a resource's prefix into namespace and name.
-pub(crate) fn split(namespaced: bool, rest: &str) -> Option<(&str, &str)> {
-    if namespaced { rest.split_once('/') } else { Some(("", rest)) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,12 +45,5 @@ mod tests {
         let end = end_of("/registry/pods/");
         assert!(end.as_ref() > b"/registry/pods/\xff".as_slice());
         assert!(end.as_ref() <= b"/registry/pods0".as_slice());
-    }
-
-    #[test]
-    fn keys_split_by_scope() {
-        assert_eq!(split(true, "ns/a"), Some(("ns", "a")));
-        assert_eq!(split(false, "a"), Some(("", "a")));
-        assert_eq!(split(true, "a"), None);
     }
 }

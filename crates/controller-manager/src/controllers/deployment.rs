@@ -58,7 +58,8 @@ impl Controller for Deployments {
             };
             let owners = pod.metadata.owner_references.iter().flatten();
             let sets = owners.filter(|o| o.kind == "ReplicaSet");
-            let sets = sets.filter_map(|o| cache.get::<ReplicaSet>(&changed.key.namespace, &o.name));
+            let sets =
+                sets.filter_map(|o| cache.get::<ReplicaSet>(&changed.key.namespace, &o.name));
             sets.filter_map(|set| {
                 let owner = set.metadata.owner_references.iter().flatten().next()?;
                 Some(Key::new(changed.key.namespace.clone(), owner.name.clone()))
@@ -75,10 +76,12 @@ impl Controller for Deployments {
             (set.metadata.creation_timestamp.as_ref().map(|t| t.0), set.metadata.name.clone())
         });
         let new = newest(&deployment, &sets).map(|set| set.metadata.uid.clone());
-        let old_pods = sets.iter().filter(|set| Some(&set.metadata.uid) != new.as_ref()).any(|set| {
-            let pods = cache.find::<Pod>("owner", set.metadata.uid.as_deref().unwrap_or_default());
-            pods.iter().any(|pod| !is_ended(pod))
-        });
+        let old_pods =
+            sets.iter().filter(|set| Some(&set.metadata.uid) != new.as_ref()).any(|set| {
+                let pods =
+                    cache.find::<Pod>("owner", set.metadata.uid.as_deref().unwrap_or_default());
+                pods.iter().any(|pod| !is_ended(pod))
+            });
         let name = set_name(&deployment);
         let collision = new.is_none() && cache.get::<ReplicaSet>(&key.namespace, &name).is_some();
         Some(Seen { deployment, sets, old_pods, collision })
@@ -95,9 +98,10 @@ impl Controller for Deployments {
             return Plan::new().status(deployment, json!({ "collisionCount": count + 1 }));
         }
         let mut plan = Plan::new();
-        let scaled = seen.sets.iter().any(|set| {
-            replicas(set) > 0 && annotation(set, DESIRED) != spec.replicas.unwrap_or(1)
-        });
+        let scaled = seen
+            .sets
+            .iter()
+            .any(|set| replicas(set) > 0 && annotation(set, DESIRED) != spec.replicas.unwrap_or(1));
         plan = if spec.paused == Some(true) || scaled && newest(deployment, &seen.sets).is_some() {
             scale(plan, seen)
         } else {
@@ -219,11 +223,8 @@ fn roll(plan: Plan, seen: &Seen, spec: &DeploymentSpec) -> Plan {
     let recreate = spec.strategy.as_ref().and_then(|s| s.type_.as_deref()) == Some("Recreate");
     let Some(new) = newest(deployment, &seen.sets) else {
         let old = seen.sets.iter();
-        let plan = if recreate {
-            old.fold(plan, |plan, set| resized(plan, seen, set, 0))
-        } else {
-            plan
-        };
+        let plan =
+            if recreate { old.fold(plan, |plan, set| resized(plan, seen, set, 0)) } else { plan };
         if recreate && (total > 0 || seen.old_pods) {
             return plan;
         }
@@ -284,8 +285,7 @@ fn shrink(
 fn scale(plan: Plan, seen: &Seen) -> Plan {
     let Some(spec) = &seen.deployment.spec else { return plan };
     let wanted = spec.replicas.unwrap_or(1);
-    let running: Vec<&Arc<ReplicaSet>> =
-        seen.sets.iter().filter(|set| replicas(set) > 0).collect();
+    let running: Vec<&Arc<ReplicaSet>> = seen.sets.iter().filter(|set| replicas(set) > 0).collect();
     let new = newest(&seen.deployment, &seen.sets);
     if let [] | [_] = running.as_slice() {
         let only = running.first().copied().or(new);
@@ -308,21 +308,17 @@ fn scale(plan: Plan, seen: &Seen) -> Plan {
     }
     // What rounding left over goes to the newest.
     let left = allowed - total - given;
-    let newest = running.iter().position(|set| new.is_some_and(|n| n.metadata.uid == set.metadata.uid));
+    let newest =
+        running.iter().position(|set| new.is_some_and(|n| n.metadata.uid == set.metadata.uid));
     if let Some(count) = counts.get_mut(newest.unwrap_or(running.len() - 1)) {
         *count = (*count + left).max(0);
     }
-    running
-        .iter()
-        .zip(counts)
-        .fold(plan, |plan, (set, count)| resized(plan, seen, set, count))
+    running.iter().zip(counts).fold(plan, |plan, (set, count)| resized(plan, seen, set, count))
 }
 
 fn next_revision(seen: &Seen, except: Option<&ReplicaSet>) -> i64 {
-    let others = seen
-        .sets
-        .iter()
-        .filter(|set| except.is_none_or(|e| e.metadata.uid != set.metadata.uid));
+    let others =
+        seen.sets.iter().filter(|set| except.is_none_or(|e| e.metadata.uid != set.metadata.uid));
     others.map(|set| revision(set)).max().unwrap_or(0) + 1
 }
 

@@ -9,9 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, Pod, Service, ServicePort,
 };
-use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointPort, EndpointSlice,
-};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
@@ -43,7 +41,8 @@ fn services_of(cache: &Cache, changed: &client::cache::Changed<'_>) -> Vec<Key> 
         let Some(labels) = pod.and_then(|p| p.metadata.labels.as_ref()) else { return Vec::new() };
         let selected = services.iter().filter(|service| {
             let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
-            selector.is_some_and(|s| !s.is_empty() && s.iter().all(|(k, v)| labels.get(k) == Some(v)))
+            selector
+                .is_some_and(|s| !s.is_empty() && s.iter().all(|(k, v)| labels.get(k) == Some(v)))
         });
         selected.map(|service| Key::of(&service.metadata)).collect()
     };
@@ -62,7 +61,8 @@ fn observe(cache: &Cache, key: &Key) -> Option<Seen> {
         let labels = pod.metadata.labels.as_ref();
         selector.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v))
     });
-    let mut slices = cache.find::<EndpointSlice>("service", &format!("{}/{}", key.namespace, key.name));
+    let mut slices =
+        cache.find::<EndpointSlice>("service", &format!("{}/{}", key.namespace, key.name));
     slices.retain(|slice| {
         slice.metadata.labels.as_ref().and_then(|l| l.get(MANAGED_BY)).is_some_and(|m| m == MANAGER)
     });
@@ -83,7 +83,8 @@ fn target(pod: &Pod, port: &ServicePort) -> Option<i32> {
                 .iter()
                 .flatten()
                 .filter(|c| c.restart_policy.as_deref() == Some("Always"));
-            let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+            let ports =
+                spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             ports
                 .filter(|p| p.protocol.as_deref().unwrap_or("TCP") == protocol)
@@ -104,7 +105,12 @@ fn ports_of(service: &Service, pod: &Pod) -> Ports {
         .filter_map(|port| {
             let number = target(pod, port)?;
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
-            Some((port.name.clone().unwrap_or_default(), protocol, number, port.app_protocol.clone()))
+            Some((
+                port.name.clone().unwrap_or_default(),
+                protocol,
+                number,
+                port.app_protocol.clone(),
+            ))
         })
         .collect()
 }
@@ -183,7 +189,10 @@ impl Controller for EndpointSlices {
             let slice = changed.any_as::<EndpointSlice>();
             let labels = slice.and_then(|s| s.metadata.labels.as_ref());
             let service = labels.and_then(|l| l.get(SERVICE_NAME));
-            service.map(|s| Key::new(changed.key.namespace.clone(), s.clone())).into_iter().collect()
+            service
+                .map(|s| Key::new(changed.key.namespace.clone(), s.clone()))
+                .into_iter()
+                .collect()
         }),
     ];
 
@@ -408,7 +417,8 @@ mod tests {
     #[test]
     fn a_slice_that_says_it_all_is_left_alone() {
         let pods = json!([pod("a", "10.0.0.1", "True")]);
-        let slice = created(&EndpointSlices::reconcile(&seen(pods.clone(), vec![]), Timestamp::UNIX_EPOCH));
+        let slice =
+            created(&EndpointSlices::reconcile(&seen(pods.clone(), vec![]), Timestamp::UNIX_EPOCH));
         let plan = EndpointSlices::reconcile(&seen(pods, vec![slice]), Timestamp::UNIX_EPOCH);
         assert!(plan.is_empty(), "{plan:?}");
     }

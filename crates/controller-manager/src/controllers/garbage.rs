@@ -168,16 +168,21 @@ impl Graph {
 
     /// The dependents that block it go first, then it goes.
     fn before(&self, uid: &str, node: &Node) -> Vec<Step> {
-        let blocking = self.children(uid).any(|(_, child)| {
-            child.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion)
-        });
+        let blocking = self
+            .children(uid)
+            .any(|(_, child)| child.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion));
         if blocking { Vec::new() } else { vec![without(uid, node, FOREGROUND)] }
     }
 }
 
 fn without(uid: &str, node: &Node, finalizer: &str) -> Step {
     let finalizers = node.finalizers.iter().filter(|f| *f != finalizer).cloned().collect();
-    Step::Unfinalize { kind: node.kind.clone(), key: node.key.clone(), uid: uid.to_owned(), finalizers }
+    Step::Unfinalize {
+        kind: node.kind.clone(),
+        key: node.key.clone(),
+        uid: uid.to_owned(),
+        finalizers,
+    }
 }
 
 /// Collects until `leading` ends.
@@ -274,8 +279,7 @@ async fn act(client: &Client, step: &Step) -> Result<(), client::Error> {
         }
         Step::Disown { kind, key, uid, owners } => {
             let object = client.get_raw(kind, &key.namespace, &key.name).await?;
-            let value: serde_json::Value =
-                serde_json::from_slice(&object.json).unwrap_or_default();
+            let value: serde_json::Value = serde_json::from_slice(&object.json).unwrap_or_default();
             let left: Vec<&serde_json::Value> = value["metadata"]["ownerReferences"]
                 .as_array()
                 .into_iter()

@@ -74,11 +74,8 @@ async fn sweep(client: &Client, name: &str) -> Result<usize, client::Error> {
         let Some(resource) = row.resource.clone().filter(|_| has("list") && has("delete")) else {
             continue;
         };
-        let kind = Kind {
-            group: resource.group,
-            version: resource.version,
-            resource: resource.resource,
-        };
+        let kind =
+            Kind { group: resource.group, version: resource.version, resource: resource.resource };
         let (found, _) = client.list_raw(&kind, &scope).await?;
         if found.is_empty() {
             continue;

@@ -78,8 +78,14 @@ impl Controller for NodeRanges {
         Wake::own("Node"),
         // A node that got its range lets the next one have its turn.
         Wake::keys("Node", |cache, _| {
-            let waiting = |n: &Arc<Node>| n.spec.as_ref().and_then(|s| s.pod_cidr.as_ref()).is_none();
-            cache.list::<Node>().iter().filter(|n| waiting(n)).map(|n| Key::of(&n.metadata)).collect()
+            let waiting =
+                |n: &Arc<Node>| n.spec.as_ref().and_then(|s| s.pod_cidr.as_ref()).is_none();
+            cache
+                .list::<Node>()
+                .iter()
+                .filter(|n| waiting(n))
+                .map(|n| Key::of(&n.metadata))
+                .collect()
         }),
     ];
 
@@ -166,10 +172,16 @@ fn ready_status(node: &Node) -> &str {
 }
 
 fn last_heard(seen: &SeenNode) -> Timestamp {
-    let renewed = seen.lease.as_ref().and_then(|l| l.spec.as_ref()?.renew_time.as_ref()).map(|t| t.0);
+    let renewed =
+        seen.lease.as_ref().and_then(|l| l.spec.as_ref()?.renew_time.as_ref()).map(|t| t.0);
     let beats = conditions(&seen.node).iter().filter_map(|c| c.last_heartbeat_time.as_ref());
     let created = seen.node.metadata.creation_timestamp.as_ref().map(|t| t.0);
-    renewed.into_iter().chain(beats.map(|t| t.0)).chain(created).max().unwrap_or(Timestamp::UNIX_EPOCH)
+    renewed
+        .into_iter()
+        .chain(beats.map(|t| t.0))
+        .chain(created)
+        .max()
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// Every condition of a node that says nothing any more.
@@ -254,7 +266,9 @@ impl Controller for PodEviction {
         Wake::own("Pod"),
         Wake::keys("Node", |cache, changed| {
             let taints = |node: Option<&Node>| {
-                node.map(|n| (n.spec.as_ref().and_then(|s| s.taints.clone()), ready_status(n).to_owned()))
+                node.map(|n| {
+                    (n.spec.as_ref().and_then(|s| s.taints.clone()), ready_status(n).to_owned())
+                })
             };
             if taints(changed.old_as::<Node>()) == taints(changed.new_as::<Node>()) {
                 return Vec::new();
@@ -278,7 +292,8 @@ impl Controller for PodEviction {
             return Plan::new().push(Action::delete_with(pod, how));
         };
         let mut plan = Plan::new();
-        if ready_status(node) == "Unknown" && condition(pod, "Ready").is_some_and(|c| c.status == "True")
+        if ready_status(node) == "Unknown"
+            && condition(pod, "Ready").is_some_and(|c| c.status == "True")
         {
             let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let change = json!({"status": {"conditions": [
@@ -371,9 +386,12 @@ mod tests {
 
     #[test]
     fn a_pod_stays_as_long_as_it_tolerates() {
-        let node = node("False", json!([
-            {"key": NOT_READY, "effect": "NoExecute", "timeAdded": "1970-01-01T00:00:00Z"}
-        ]));
+        let node = node(
+            "False",
+            json!([
+                {"key": NOT_READY, "effect": "NoExecute", "timeAdded": "1970-01-01T00:00:00Z"}
+            ]),
+        );
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "tolerations": [
             {"key": NOT_READY, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
         ]}})).unwrap();

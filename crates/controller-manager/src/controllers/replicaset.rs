@@ -122,8 +122,7 @@ fn pod_of(set: &ReplicaSet) -> Pod {
     let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
     let mut metadata = template.metadata.unwrap_or_default();
     metadata.name = None;
-    metadata.generate_name =
-        Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default()));
+    metadata.generate_name = Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default()));
     metadata.namespace.clone_from(&set.metadata.namespace);
     metadata.owner_references = Some(vec![controlled_by(set)]);
     Pod { metadata, spec: template.spec, status: None }
@@ -163,10 +162,10 @@ mod tests {
 
     #[test]
     fn an_ended_pod_is_replaced_and_the_healthy_one_left_alone() {
-        assert_eq!(plan(2, vec![pod("a", "Running"), pod("b", "Failed")]), [
-            "create pods ns/web-*",
-            "status replicasets.apps ns/web"
-        ]);
+        assert_eq!(
+            plan(2, vec![pod("a", "Running"), pod("b", "Failed")]),
+            ["create pods ns/web-*", "status replicasets.apps ns/web"]
+        );
     }
 
     #[test]

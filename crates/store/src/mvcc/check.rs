@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use wire::etcdserverpb::range_request::{SortOrder, SortTarget};
 use wire::etcdserverpb::request_op::Request;
-use wire::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
-};
+use wire::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 
 use super::error::Error;
 use super::span::Span;

@@ -170,10 +170,7 @@ impl Index {
     /// The keys in `span` that live at revision `main`, in order.
     pub fn live(&self, span: &Span, main: i64) -> impl Iterator<Item = (&Bytes, &Version)> {
         let range = (!span.is_empty()).then(|| self.keys.range::<[u8], _>(span.bounds()));
-        range
-            .into_iter()
-            .flatten()
-            .filter_map(move |(key, history)| Some((key, history.at(main)?)))
+        range.into_iter().flatten().filter_map(move |(key, history)| Some((key, history.at(main)?)))
     }
 
     /// Everything, in order of keys.

@@ -5,10 +5,10 @@ use wire::etcdserverpb::range_request::{SortOrder, SortTarget};
 use wire::etcdserverpb::{RangeRequest, RangeResponse};
 use wire::mvccpb::KeyValue;
 
+use super::Archive;
 use super::error::Error;
 use super::index::{Index, Revision, Version};
 use super::span::Span;
-use super::Archive;
 
 /// Which revisions a reader may see.
 #[derive(Debug, Clone, Copy)]

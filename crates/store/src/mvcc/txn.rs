@@ -120,11 +120,7 @@ impl<'a> Write<'a> {
     fn bury(&mut self, prev: KeyValue) {
         let at = self.next();
         let tombstone = Version::tombstone(at);
-        let kv = KeyValue {
-            key: prev.key.clone(),
-            mod_revision: at.main,
-            ..Default::default()
-        };
+        let kv = KeyValue { key: prev.key.clone(), mod_revision: at.main, ..Default::default() };
         self.mvcc.push(&prev.key, tombstone);
         self.mvcc.leases.attach(&prev.key, prev.lease, 0);
         self.events.push(Event {

@@ -22,10 +22,8 @@ pub(super) fn plan(plan: Plan, seen: &Seen, now: Timestamp) -> Plan {
     let (progressing, deadline_s) = progressing(seen, new, now);
     let mut conditions = vec![available_condition(seen, up)];
     conditions.extend(progressing);
-    let conditions: Vec<Value> = conditions
-        .into_iter()
-        .map(|condition| stamped(deployment, &condition, now))
-        .collect();
+    let conditions: Vec<Value> =
+        conditions.into_iter().map(|condition| stamped(deployment, &condition, now)).collect();
     let plan = plan.status(
         deployment,
         json!({
@@ -162,7 +160,9 @@ fn progressing(
         let reason = "NewReplicaSetAvailable";
         return (Some(Condition { kind, status: "True", reason, message, news: false }), None);
     }
-    if progressed(seen, set) || old.is_none_or(|o| o.reason.as_deref() == Some("NewReplicaSetAvailable")) {
+    if progressed(seen, set)
+        || old.is_none_or(|o| o.reason.as_deref() == Some("NewReplicaSetAvailable"))
+    {
         let message = format!("ReplicaSet \"{name}\" is progressing.");
         let condition =
             Condition { kind, status: "True", reason: "ReplicaSetUpdated", message, news: true };
@@ -196,8 +196,7 @@ fn progressed(seen: &Seen, new: &ReplicaSet) -> bool {
     let status = seen.deployment.status.clone().unwrap_or_default();
     let total: i32 = seen.sets.iter().map(|set| counted(set)).sum();
     let old = total - counted(new);
-    let old_before =
-        status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0);
+    let old_before = status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0);
     let ready: i32 = seen.sets.iter().map(|set| ready(set)).sum();
     let up: i32 = seen.sets.iter().map(|set| available(set)).sum();
     counted(new) > status.updated_replicas.unwrap_or(0)

@@ -31,12 +31,15 @@ fn carry_out(plan: &Plan, sets: &mut Vec<Arc<ReplicaSet>>) {
             client::act::Op::Patch { kind, key, patch: client::Patch::Merge(change), .. }
                 if kind.resource == "replicasets" =>
             {
-                for set in sets.iter_mut().filter(|s| s.metadata.name.as_deref() == Some(&key.name)) {
+                for set in sets.iter_mut().filter(|s| s.metadata.name.as_deref() == Some(&key.name))
+                {
                     let mut new = (**set).clone();
                     if let Some(count) = change["spec"]["replicas"].as_i64() {
                         new.spec.get_or_insert_default().replicas = i32::try_from(count).ok();
                     }
-                    for (k, v) in change["metadata"]["annotations"].as_object().into_iter().flatten() {
+                    for (k, v) in
+                        change["metadata"]["annotations"].as_object().into_iter().flatten()
+                    {
                         let annotations = new.metadata.annotations.get_or_insert_default();
                         annotations.insert(k.clone(), v.as_str().unwrap_or_default().into());
                     }

@@ -1,0 +1,166 @@
+//! The daemons of one machine in one process, wired in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use apiserver::{LocalAgents, Server};
+use auth::User;
+use auth::cluster::{API_HOSTS, Cluster};
+use auth::pki::Subject;
+use daemon::{Backoff, Channel, Context};
+
+use crate::address;
+use crate::kubeconfig;
+use crate::layout::Layout;
+use crate::up::Args;
+
+const RESTART_FIRST: Duration = Duration::from_millis(200);
+const RESTART_MOST: Duration = Duration::from_secs(30);
+
+/// Runs the cluster until shutdown.
+pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::Result<()> {
+    let pki = Cluster::open(&layout.pki(), ctx.clock.now().as_second())?;
+    pki.components()?;
+    let own = address::primary();
+    let mut hosts: Vec<String> = API_HOSTS.iter().map(ToString::to_string).collect();
+    hosts.extend(own.map(|a| a.to_string()));
+    hosts.push(args.api_listen.ip().to_string());
+    hosts.push(first_address(&args.service_cidr)?);
+    pki.pair("apiserver", &Subject::client("kube-apiserver", None).serving(hosts), true)?;
+    let config = api_config(args, layout, own.map(|a| a.to_string()));
+    let listener = daemon::serve::bind(&config.listen, true).await?;
+    let store = store(args, layout, &ctx).await?;
+    let agents = LocalAgents::default();
+    let server = apiserver::open(&config, store, &agents, &ctx).await?;
+    ctx.tasks.part("API server", {
+        let (server, config) = (server.clone(), config.clone());
+        async move { server.serve(&config, listener).await }
+    });
+    let admin = pki.pair("admin", &Subject::client("kubernetes-admin", None), false)?;
+    let host = if args.api_listen.ip().is_unspecified() {
+        "127.0.0.1".to_owned()
+    } else {
+        args.api_listen.ip().to_string()
+    };
+    let url = format!("https://{host}:{}", args.api_listen.port());
+    kubeconfig::write(&layout.kubeconfig(), &url, pki.ca(), &admin)?;
+    if !args.api_only {
+        control_plane(args, pki.ca(), &server, &ctx);
+    }
+    tracing::info!(url, kubeconfig = %layout.kubeconfig().display(), "cluster started");
+    ctx.shutdown.cancelled().await;
+    ctx.tasks.join().await
+}
+
+/// The first address of a range, which the `kubernetes` Service has.
+fn first_address(cidr: &str) -> anyhow::Result<String> {
+    let (base, _) = cidr.split_once('/').context("--service-cidr: a range like 10.96.0.0/16")?;
+    let base: std::net::Ipv4Addr = base.parse().context("--service-cidr")?;
+    Ok(std::net::Ipv4Addr::from(u32::from(base) + 1).to_string())
+}
+
+fn api_config(args: &Args, layout: &Layout, own: Option<String>) -> apiserver::Config {
+    let file = |name: &str| layout.pki().join(name).display().to_string();
+    let tls = |name: &str| daemon::tls::TlsFiles {
+        ca: file("ca.crt"),
+        cert: file(&format!("{name}.crt")),
+        key: file(&format!("{name}.key")),
+    };
+    let advertise = if args.api_listen.ip().is_unspecified() { own } else { None };
+    apiserver::Config {
+        listen: args.api_listen.to_string(),
+        advertise: advertise.unwrap_or_default(),
+        tls: tls("apiserver"),
+        node: tls("apiserver"),
+        service_cidr: args.service_cidr.clone(),
+        tokens: apiserver::TokenConfig {
+            key: file("sa.key"),
+            file: args.token_file.as_deref().map(path_text).unwrap_or_default(),
+            ..apiserver::TokenConfig::default()
+        },
+        ..apiserver::Config::default()
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// The store: ours in this process, or the one that `--store-endpoints` names.
+async fn store(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Result<Channel> {
+    if let Some(endpoints) = &args.store_endpoints {
+        let url = endpoints.split(',').next().unwrap_or_default().trim();
+        return daemon::channel::connect(url, None);
+    }
+    let config = ::store::Config {
+        data_dir: layout.store().display().to_string(),
+        ..::store::Config::default()
+    };
+    let store = ::store::open(&config, ctx).await.context("open the store")?;
+    Ok(daemon::channel::in_memory(store.routes(), ()))
+}
+
+/// Scheduler and controllers, each its own user, each started again if it ends.
+fn control_plane(args: &Args, ca: &str, server: &Server, ctx: &Context) {
+    let user = |name: &str| User::authenticated(name, &[]);
+    let channel = server.channel(user("system:kube-scheduler"));
+    supervise("scheduler", ctx, move |inner| {
+        let config = scheduler::Config { leader_elect: false, ..scheduler::Config::default() };
+        let channel = channel.clone();
+        async move { scheduler::start(&config, channel, inner).await }
+    });
+    let channel = server.channel(user("system:kube-controller-manager"));
+    let (ca, pod_cidr) = (ca.to_owned(), args.pod_cidr.clone());
+    supervise("controller-manager", ctx, move |inner| {
+        let config = controller_manager::Config {
+            pod_cidr: pod_cidr.clone(),
+            leader_elect: false,
+            ..controller_manager::Config::default()
+        };
+        let (channel, ca) = (channel.clone(), ca.clone());
+        async move { controller_manager::start(&config, channel, &ca, inner).await }
+    });
+}
+
+/// Runs a daemon in this process, and again with backoff whenever it ends before we do.
+fn supervise<F, R>(name: &'static str, ctx: &Context, run: F)
+where
+    F: Fn(Context) -> R + Send + Sync + 'static,
+    R: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let (outer, run) = (ctx.clone(), Arc::new(run));
+    ctx.tasks.part(name, async move {
+        let mut backoff = Backoff::new(RESTART_FIRST, RESTART_MOST);
+        loop {
+            let inner = outer.child();
+            // In a task of its own, so that a panic ends the daemon and not the cluster.
+            let running = inner.tasks.job(run(inner.clone()));
+            let ended = tokio::select! {
+                ended = running => ended.map_err(anyhow::Error::from).and_then(|result| result),
+                () = inner.shutdown.cancelled() => Ok(()),
+            };
+            inner.shutdown.cancel();
+            let joined = inner.tasks.join().await;
+            if outer.shutdown.is_cancelled() {
+                return Ok(());
+            }
+            let error = ended.and(joined).err().map(|e| format!("{e:#}")).unwrap_or_default();
+            tracing::error!(daemon = name, error, "daemon ended, starting it again");
+            tokio::select! {
+                () = outer.shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(backoff.delay()) => {}
+            }
+        }
+    });
+}
+
+/// Removes what a stopped cluster has left behind.
+pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(layout.dir()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("remove {}", layout.dir().display())),
+    }
+}

@@ -1,1 +1,0 @@
-//! The ironclad command: the whole cluster in one process, and its client.

@@ -1,0 +1,71 @@
+//! The etcd v3 services over gRPC: each turns requests into operations and reads of the engine.
+
+mod cluster;
+pub mod errors;
+mod kv;
+mod lease;
+mod maintenance;
+mod watch;
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+use wire::etcdserverpb::cluster_server::ClusterServer;
+use wire::etcdserverpb::kv_server::KvServer;
+use wire::etcdserverpb::lease_server::LeaseServer;
+use wire::etcdserverpb::maintenance_server::MaintenanceServer;
+use wire::etcdserverpb::watch_server::WatchServer;
+
+use crate::engine::Engine;
+use crate::mvcc::check::REQUEST_BYTES_MAX;
+
+pub use watch::Sink;
+
+/// The version that clients choose their features by.
+pub const VERSION: &str = "3.6.0";
+/// What a request may take on the wire: etcd's limit with room for the envelope, so that an
+/// oversized request is refused with etcd's own words.
+const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
+
+/// What the services share.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) ctx: daemon::Context,
+    pub(crate) settings: Arc<Settings>,
+}
+
+/// What the services say of this member.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    pub(crate) name: String,
+    pub(crate) client_urls: Vec<String>,
+    pub(crate) peer_urls: Vec<String>,
+    pub(crate) progress_s: u64,
+}
+
+/// All services of a member, with health and reflection.
+///
+/// # Errors
+/// When the descriptors of the services cannot be read, which is a mistake of ours.
+pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
+        .build_v1()?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<KvServer<Services>>().await;
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let kv = KvServer::new(services.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(usize::MAX);
+    let watch = WatchServer::new(services.clone()).max_encoding_message_size(usize::MAX);
+    let maintenance = MaintenanceServer::new(services.clone());
+    Ok(Routes::new(kv)
+        .add_service(watch)
+        .add_service(LeaseServer::new(services.clone()))
+        .add_service(ClusterServer::new(services.clone()))
+        .add_service(maintenance)
+        .add_service(health_service)
+        .add_service(reflection)
+        .prepare())
+}

@@ -1,0 +1,103 @@
+//! The Lease service.
+
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+use wire::etcdserverpb::lease_server::Lease;
+use wire::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+
+use super::Services;
+use super::errors::wrong_reply;
+use crate::mvcc::{Op, Reply};
+
+type KeepAlives = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Lease for Services {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let mut request = request.into_inner();
+        while request.id == 0 {
+            request.id = rand::random::<i64>() & i64::MAX;
+        }
+        match self.engine.propose_growth(&Op::Grant(request)).await? {
+            Reply::Grant(mut response) => {
+                self.engine.sign(&mut response.header);
+                Ok(Response::new(response))
+            }
+            _ => Err(wrong_reply()),
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        match self.engine.propose(&Op::Revoke(request.into_inner())).await? {
+            Reply::Revoke(mut response) => {
+                self.engine.sign(&mut response.header);
+                Ok(Response::new(response))
+            }
+            _ => Err(wrong_reply()),
+        }
+    }
+
+    type LeaseKeepAliveStream = KeepAlives;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<KeepAlives>, Status> {
+        let services = self.clone();
+        let ended = services.ctx.shutdown.clone().cancelled_owned();
+        let answers = request.into_inner().map(move |request| {
+            let id = request?.id;
+            let now = services.engine.clock.monotonic();
+            let ttl = services.engine.lessor.lock().renew(id, now).unwrap_or(0);
+            let header = Some(services.engine.header_now());
+            Ok(LeaseKeepAliveResponse { header, id, ttl })
+        });
+        Ok(Response::new(Box::pin(answers.take_until(ended))))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        let engine = &self.engine;
+        let left = engine.lessor.lock().left_s(request.id, engine.clock.monotonic());
+        let applied = engine.applied.read();
+        let mut response = LeaseTimeToLiveResponse {
+            header: Some(engine.header(applied.mvcc.revision())),
+            id: request.id,
+            ttl: -1,
+            ..Default::default()
+        };
+        if let (Some(lease), Some(left)) = (applied.mvcc.leases().find(request.id), left) {
+            response.ttl = left;
+            response.granted_ttl = lease.ttl_s;
+            if request.keys {
+                response.keys = lease.keys.iter().cloned().collect();
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let applied = self.engine.applied.read();
+        let leases = applied.mvcc.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
+        let header = Some(self.engine.header(applied.mvcc.revision()));
+        Ok(Response::new(LeaseLeasesResponse { header, leases }))
+    }
+}

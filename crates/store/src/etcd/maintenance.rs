@@ -1,0 +1,164 @@
+//! The Maintenance service.
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures::Stream;
+use prost::Message;
+use tonic::{Request, Response, Status};
+use wire::etcdserverpb::alarm_request::AlarmAction;
+use wire::etcdserverpb::maintenance_server::Maintenance;
+use wire::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse,
+};
+
+use super::errors::{status, wrong_reply};
+use super::{Services, VERSION};
+use crate::mvcc::{Error, Mvcc, Op, Reply, range};
+
+type Blobs = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Maintenance for Services {
+    async fn alarm(
+        &self,
+        request: Request<AlarmRequest>,
+    ) -> Result<Response<AlarmResponse>, Status> {
+        let request = request.into_inner();
+        if request.action() == AlarmAction::Get {
+            let applied = self.engine.applied.read();
+            let alarms = applied.mvcc.alarms();
+            let alarms = alarms
+                .map(|(member_id, alarm)| AlarmMember { member_id, alarm: alarm.into() })
+                .collect();
+            let header = Some(self.engine.header(applied.mvcc.revision()));
+            return Ok(Response::new(AlarmResponse { header, alarms }));
+        }
+        match self.engine.propose(&Op::Alarm(request)).await? {
+            Reply::Alarm(mut response) => {
+                self.engine.sign(&mut response.header);
+                Ok(Response::new(response))
+            }
+            _ => Err(wrong_reply()),
+        }
+    }
+
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let engine = &self.engine;
+        let applied = engine.applied.read();
+        let size = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let in_use = applied.mvcc.bytes() as u64;
+        let errors = applied
+            .mvcc
+            .alarms()
+            .map(|(member, alarm)| format!("memberID:{member} alarm:{} ", alarm.as_str_name()));
+        Ok(Response::new(StatusResponse {
+            header: Some(engine.header(applied.mvcc.revision())),
+            version: VERSION.to_owned(),
+            db_size: size(engine.state.bytes().max(in_use)),
+            leader: engine.leader.load(Ordering::Relaxed),
+            raft_index: engine.committed.load(Ordering::Relaxed),
+            raft_term: engine.term.load(Ordering::Relaxed),
+            raft_applied_index: applied.mark.index,
+            errors: errors.collect(),
+            db_size_in_use: size(in_use),
+            is_learner: false,
+            storage_version: VERSION.to_owned(),
+            db_size_quota: size(engine.quota_bytes),
+            downgrade_info: None,
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        _request: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        // The state's files are cleaned as they are written: there is nothing to do by hand.
+        Ok(Response::new(DefragmentResponse { header: Some(self.engine.header_now()) }))
+    }
+
+    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let (hash, revision, _) = hash(self, 0).await?;
+        let header = Some(self.engine.header(revision));
+        Ok(Response::new(HashResponse { header, hash }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<HashKvRequest>,
+    ) -> Result<Response<HashKvResponse>, Status> {
+        let asked = request.into_inner().revision;
+        let (hash, revision, compact_revision) = hash(self, asked).await?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(self.engine.header(revision)),
+            hash,
+            compact_revision,
+            hash_revision: if asked == 0 { revision } else { asked },
+        }))
+    }
+
+    type SnapshotStream = Blobs;
+
+    async fn snapshot(
+        &self,
+        _request: Request<SnapshotRequest>,
+    ) -> Result<Response<Blobs>, Status> {
+        Err(Status::unimplemented("streaming a snapshot is not supported yet"))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        if request.get_ref().target_id == self.engine.identity.member {
+            return Ok(Response::new(MoveLeaderResponse {
+                header: Some(self.engine.header_now()),
+            }));
+        }
+        Err(Status::failed_precondition("etcdserver: bad leader transferee"))
+    }
+
+    async fn downgrade(
+        &self,
+        _request: Request<DowngradeRequest>,
+    ) -> Result<Response<DowngradeResponse>, Status> {
+        Err(Status::failed_precondition("etcdserver: no downgrade is possible from this version"))
+    }
+}
+
+/// The hash of everything up to a revision (0 is now), that revision and the last compaction.
+async fn hash(services: &Services, asked: i64) -> Result<(u32, i64, i64), Status> {
+    let mvcc = services.engine.applied.read().mvcc.clone();
+    let (revision, compacted) = (mvcc.revision(), mvcc.compacted());
+    if asked > revision {
+        return Err(status(Error::FutureRevision));
+    }
+    if asked > 0 && asked < compacted {
+        return Err(status(Error::Compacted));
+    }
+    let at = if asked == 0 { revision } else { asked };
+    let engine = services.engine.clone();
+    let hashed = services.ctx.tasks.blocking(move || hash_at(&mvcc, &engine.state, at)).await;
+    let hash = hashed.map_err(|error| Status::internal(error.to_string()))?.map_err(status)?;
+    Ok((hash, revision, compacted))
+}
+
+fn hash_at(mvcc: &Mvcc, archive: &crate::state::State, at: i64) -> Result<u32, Error> {
+    let mut crc = crc32fast::Hasher::new();
+    for (key, history) in mvcc.index().iter() {
+        for version in history.versions.iter().filter(|v| v.at.main <= at) {
+            let value: Bytes = range::value(version, archive)?;
+            let kv = wire::mvccpb::KeyValue { value, ..version.bare(key) };
+            crc.update(&version.at.sub.to_le_bytes());
+            crc.update(&kv.encode_to_vec());
+        }
+    }
+    Ok(crc.finalize())
+}

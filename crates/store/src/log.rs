@@ -1,0 +1,482 @@
+//! The write-ahead log: segments of checksummed records, synced once for all that wait.
+//!
+//! A segment begins with a header (magic, format version, sequence number). Every record says how
+//! far the segment was durable when the record was written. After a crash this tells a torn tail,
+//! which was never acknowledged and is cut off, from a corrupt middle, which is refused. Space is
+//! filled with zeros ahead of the writes, so that a sync need not commit the file's new length.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+/// The format that is written; others are refused by name.
+const FORMAT: u16 = 1;
+const MAGIC: &[u8; 6] = b"ICWAL\n";
+const HEADER_BYTES: usize = 16;
+const RECORD_BYTES: usize = 16;
+/// Data after which a new segment begins.
+const SEGMENT_BYTES: usize = 64 << 20;
+/// Zeros written ahead at once.
+const ZERO_BYTES: usize = 1 << 20;
+
+const KIND_ENTRY: u32 = 1;
+const KIND_VOTE: u32 = 2;
+const KIND_SEAL: u32 = 3;
+
+/// One entry of the replicated log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The term in which its leader proposed it.
+    pub term: u64,
+    /// Its place.
+    pub index: u64,
+    /// What its data is.
+    pub kind: EntryKind,
+    /// The operation, or a change of members; may be empty.
+    pub data: Bytes,
+}
+
+/// What an entry's data is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// An operation on the state, or nothing.
+    Operation,
+    /// A change of one member.
+    Member,
+    /// A joint change of members.
+    Members,
+}
+
+/// What a member must not forget about terms and votes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Vote {
+    /// The newest term it knows.
+    pub term: u64,
+    /// Whom it voted for in that term; 0 is nobody.
+    pub vote: u64,
+    /// What it knows to be committed.
+    pub commit: u64,
+}
+
+/// What the log holds when it is opened.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Entries in order without gaps; later ones have replaced earlier ones of the same place.
+    pub entries: Vec<Entry>,
+    /// The last vote.
+    pub vote: Vote,
+    /// Bytes of a torn tail that were cut off.
+    pub torn_bytes: usize,
+}
+
+/// A log that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The disk refused.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of another format.
+    #[error("{path}: log format {found}, but this version reads format {FORMAT} only")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format it names.
+        found: u16,
+    },
+    /// Something that was synced is damaged.
+    #[error(
+        "{path}: corrupt at byte {offset}, before data that was synced later; restore this member \
+         from a snapshot or replace it"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where the damage is.
+        offset: usize,
+    },
+    /// A segment or entry is missing.
+    #[error("{path}: entry {found} follows entry {last}; a part of the log is missing")]
+    Gap {
+        /// The file.
+        path: PathBuf,
+        /// The last entry before the gap.
+        last: u64,
+        /// The first behind it.
+        found: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Segment {
+    path: PathBuf,
+    last_index: u64,
+}
+
+/// The log, open for writing.
+#[derive(Debug)]
+pub struct Log {
+    dir: PathBuf,
+    old: VecDeque<Segment>,
+    file: File,
+    path: PathBuf,
+    sequence: u32,
+    /// Bytes written, bytes durable, and bytes that exist in the active segment.
+    offset: usize,
+    synced: usize,
+    zeroed: usize,
+    last_index: u64,
+    vote: Vote,
+    buffer: Vec<u8>,
+}
+
+impl Log {
+    /// Opens the log in `dir`, or begins one, and reads what it holds.
+    ///
+    /// # Errors
+    /// When the disk fails, or something that was synced is damaged or missing.
+    pub fn open(dir: &Path) -> Result<(Self, Recovered), LogError> {
+        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        let mut recovered = Recovered::default();
+        let mut old = VecDeque::new();
+        let mut sequence = 0;
+        let names = segments(dir)?;
+        let count = names.len();
+        for (i, (number, path)) in names.into_iter().enumerate() {
+            let is_last = i + 1 == count;
+            read_segment(&path, number, is_last, &mut recovered)?;
+            let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
+            old.push_back(Segment { path, last_index });
+            sequence = number;
+        }
+        let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
+        sequence += 1;
+        let (file, path) = create(dir, sequence)?;
+        let mut log = Self {
+            dir: dir.to_owned(),
+            old,
+            file,
+            path,
+            sequence,
+            offset: HEADER_BYTES,
+            synced: HEADER_BYTES,
+            zeroed: ZERO_BYTES,
+            last_index,
+            vote: recovered.vote,
+            buffer: Vec::new(),
+        };
+        log.vote(log.vote);
+        log.sync()?;
+        Ok((log, recovered))
+    }
+
+    /// Adds an entry to what the next sync writes.
+    pub fn entry(&mut self, entry: &Entry) {
+        let kind = match entry.kind {
+            EntryKind::Operation => 0u64,
+            EntryKind::Member => 1,
+            EntryKind::Members => 2,
+        };
+        let head = [entry.term.to_le_bytes(), entry.index.to_le_bytes(), kind.to_le_bytes()];
+        self.record(KIND_ENTRY, &[head.as_flattened(), &entry.data]);
+        self.last_index = entry.index;
+    }
+
+    /// Adds a vote to what the next sync writes.
+    pub fn vote(&mut self, vote: Vote) {
+        self.vote = vote;
+        let body = [vote.term.to_le_bytes(), vote.vote.to_le_bytes(), vote.commit.to_le_bytes()];
+        self.record(KIND_VOTE, &[body.as_flattened()]);
+    }
+
+    /// Writes and syncs everything added. When it returns, all of it survives a power cut.
+    ///
+    /// # Errors
+    /// When the disk fails; nothing may be acknowledged then, and the log must be opened again.
+    pub fn sync(&mut self) -> Result<(), LogError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let end = self.offset + self.buffer.len();
+        self.zero_ahead(end)?;
+        self.write(self.offset)?;
+        self.offset = end;
+        self.file.sync_data().map_err(io_error("sync", &self.path))?;
+        self.synced = end;
+        if self.offset >= SEGMENT_BYTES {
+            self.roll()?;
+        }
+        Ok(())
+    }
+
+    /// Removes segments that hold nothing after `index`, which a snapshot covers.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn release(&mut self, index: u64) -> Result<(), LogError> {
+        while self.old.front().is_some_and(|segment| segment.last_index <= index) {
+            if let Some(segment) = self.old.pop_front() {
+                std::fs::remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all segments, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.old.len() * SEGMENT_BYTES + self.offset
+    }
+
+    /// How many segments there are beside the active one.
+    #[must_use]
+    pub fn old_segments(&self) -> usize {
+        self.old.len()
+    }
+
+    fn record(&mut self, kind: u32, parts: &[&[u8]]) {
+        frame(&mut self.buffer, self.sequence, self.synced, kind, parts);
+    }
+
+    fn write(&mut self, at: usize) -> Result<(), LogError> {
+        let written = self.file.write_all_at(&self.buffer, at as u64);
+        self.buffer.clear();
+        self.buffer.shrink_to(4 << 20);
+        written.map_err(io_error("write", &self.path))
+    }
+
+    fn zero_ahead(&mut self, end: usize) -> Result<(), LogError> {
+        // One record's header of zeros must always follow the last record.
+        while end + RECORD_BYTES > self.zeroed {
+            let zeros = vec![0; ZERO_BYTES];
+            self.file
+                .write_all_at(&zeros, self.zeroed as u64)
+                .map_err(io_error("extend", &self.path))?;
+            self.zeroed += ZERO_BYTES;
+        }
+        Ok(())
+    }
+
+    /// Seals the active segment and begins the next.
+    fn roll(&mut self) -> Result<(), LogError> {
+        self.record(KIND_SEAL, &[]);
+        self.write(self.offset)?;
+        self.file.sync_data().map_err(io_error("sync", &self.path))?;
+        self.sequence += 1;
+        let (file, path) = create(&self.dir, self.sequence)?;
+        self.file = file;
+        let path = std::mem::replace(&mut self.path, path);
+        self.old.push_back(Segment { path, last_index: self.last_index });
+        (self.offset, self.synced, self.zeroed) = (HEADER_BYTES, HEADER_BYTES, ZERO_BYTES);
+        self.vote(self.vote);
+        self.sync()
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+    let path = path.to_owned();
+    move |source| LogError::Io { what, path, source }
+}
+
+/// Syncs a directory, so that names in it survive a power cut.
+///
+/// # Errors
+/// When the disk fails.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn segments(dir: &Path) -> Result<Vec<(u32, PathBuf)>, LogError> {
+    let mut found = Vec::new();
+    for item in std::fs::read_dir(dir).map_err(io_error("list", dir))? {
+        let path = item.map_err(io_error("list", dir))?.path();
+        let is_segment = path.extension().is_some_and(|e| e == "wal");
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let number = stem.and_then(|stem| u32::from_str_radix(stem, 16).ok());
+        if let (true, Some(number)) = (is_segment, number) {
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn create(dir: &Path, sequence: u32) -> Result<(File, PathBuf), LogError> {
+    let path = dir.join(format!("{sequence:08x}.wal"));
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .map_err(io_error("create", &path))?;
+    let mut first = vec![0; ZERO_BYTES];
+    first[..6].copy_from_slice(MAGIC);
+    first[6..8].copy_from_slice(&FORMAT.to_le_bytes());
+    first[8..12].copy_from_slice(&sequence.to_le_bytes());
+    file.write_all_at(&first, 0).map_err(io_error("write", &path))?;
+    file.sync_all().map_err(io_error("sync", &path))?;
+    sync_dir(dir).map_err(io_error("sync", dir))?;
+    Ok((file, path))
+}
+
+/// A record: length, checksum, how far the segment was durable, kind, body, padding to 8 bytes.
+fn frame(out: &mut Vec<u8>, sequence: u32, synced: usize, kind: u32, parts: &[&[u8]]) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    let synced = u32::try_from(synced).unwrap_or(u32::MAX);
+    let len32 = u32::try_from(len).unwrap_or(u32::MAX);
+    let mut crc = crc32fast::Hasher::new_with_initial(sequence);
+    for word in [len32, synced, kind] {
+        crc.update(&word.to_le_bytes());
+    }
+    for part in parts {
+        crc.update(part);
+    }
+    out.reserve(RECORD_BYTES + len + 8);
+    for word in [len32, crc.finalize(), synced, kind] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+    out.resize(out.len().next_multiple_of(8), 0);
+}
+
+struct Record<'a> {
+    synced: usize,
+    kind: u32,
+    body: &'a [u8],
+    next: usize,
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// The record at `at`, if there is a valid one.
+fn record_at(bytes: &[u8], sequence: u32, at: usize) -> Option<Record<'_>> {
+    let len = word(bytes, at)? as usize;
+    let kind = word(bytes, at + 12)?;
+    if kind == 0 {
+        return None;
+    }
+    let body = bytes.get(at + RECORD_BYTES..(at + RECORD_BYTES).checked_add(len)?)?;
+    let mut crc = crc32fast::Hasher::new_with_initial(sequence);
+    crc.update(&bytes[at..at + 4]);
+    crc.update(&bytes[at + 8..at + 16]);
+    crc.update(body);
+    let valid = word(bytes, at + 4)? == crc.finalize();
+    let next = (at + RECORD_BYTES + len).next_multiple_of(8);
+    valid.then_some(Record { synced: word(bytes, at + 8)? as usize, kind, body, next })
+}
+
+fn read_segment(
+    path: &Path,
+    number: u32,
+    is_last: bool,
+    recovered: &mut Recovered,
+) -> Result<(), LogError> {
+    let bytes = std::fs::read(path).map_err(io_error("read", path))?;
+    let corrupt = |offset| LogError::Corrupt { path: path.to_owned(), offset };
+    if bytes.get(..6) != Some(MAGIC) || word(&bytes, 8) != Some(number) {
+        if is_last && bytes.iter().all(|b| *b == 0) {
+            return seal(path, number, 0, &bytes); // the crash came while it was being created
+        }
+        return Err(corrupt(0));
+    }
+    let format = u16::from_le_bytes([bytes[6], bytes[7]]);
+    if format != FORMAT {
+        return Err(LogError::Format { path: path.to_owned(), found: format });
+    }
+    let mut at = HEADER_BYTES;
+    while let Some(record) = record_at(&bytes, number, at) {
+        match record.kind {
+            KIND_SEAL => return Ok(()),
+            KIND_VOTE => {
+                let body = record.body;
+                let (Some(term), Some(vote), Some(commit)) =
+                    (long(body, 0), long(body, 8), long(body, 16))
+                else {
+                    return Err(corrupt(at));
+                };
+                recovered.vote = Vote { term, vote, commit };
+            }
+            KIND_ENTRY => {
+                let entry = read_entry(record.body).ok_or_else(|| corrupt(at))?;
+                keep(entry, path, recovered)?;
+            }
+            _ => return Err(corrupt(at)),
+        }
+        at = record.next;
+    }
+    if !is_last {
+        return Err(corrupt(at));
+    }
+    let was_synced = (at..bytes.len())
+        .step_by(8)
+        .filter_map(|later| record_at(&bytes, number, later))
+        .any(|record| record.synced > at);
+    if was_synced {
+        return Err(corrupt(at));
+    }
+    recovered.torn_bytes = bytes[at..].iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+    seal(path, number, at, &bytes)
+}
+
+fn read_entry(body: &[u8]) -> Option<Entry> {
+    let kind = match long(body, 16)? {
+        0 => EntryKind::Operation,
+        1 => EntryKind::Member,
+        2 => EntryKind::Members,
+        _ => return None,
+    };
+    let data = Bytes::copy_from_slice(body.get(24..)?);
+    Some(Entry { term: long(body, 0)?, index: long(body, 8)?, kind, data })
+}
+
+fn keep(entry: Entry, path: &Path, recovered: &mut Recovered) -> Result<(), LogError> {
+    let entries = &mut recovered.entries;
+    while entries.last().is_some_and(|last| last.index >= entry.index) {
+        entries.pop(); // a newer leader wrote this place again
+    }
+    if let Some(last) = entries.last().filter(|last| last.index + 1 != entry.index) {
+        let path = path.to_owned();
+        return Err(LogError::Gap { path, last: last.index, found: entry.index });
+    }
+    entries.push(entry);
+    Ok(())
+}
+
+/// Ends a segment at `at`, so that nothing behind it is ever read again.
+fn seal(path: &Path, number: u32, at: usize, bytes: &[u8]) -> Result<(), LogError> {
+    let mut tail = Vec::new();
+    if at < HEADER_BYTES {
+        tail.extend_from_slice(MAGIC);
+        tail.extend_from_slice(&FORMAT.to_le_bytes());
+        tail.extend_from_slice(&number.to_le_bytes());
+        tail.resize(HEADER_BYTES, 0);
+    }
+    frame(&mut tail, number, at, KIND_SEAL, &[]);
+    let rest = bytes.len().saturating_sub(at + tail.len());
+    tail.resize(tail.len() + rest, 0);
+    let file = OpenOptions::new().write(true).open(path).map_err(io_error("open", path))?;
+    file.write_all_at(&tail, at as u64).map_err(io_error("write", path))?;
+    file.sync_all().map_err(io_error("sync", path))
+}
+
+#[cfg(test)]
+mod tests;

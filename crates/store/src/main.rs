@@ -1,0 +1,5 @@
+//! Starts the store.
+
+fn main() -> std::process::ExitCode {
+    daemon::start("store", store::run)
+}

@@ -1,0 +1,248 @@
+//! Opens a member: finds its state, its log and who it is, and starts its threads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::mpsc::{channel, sync_channel};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use daemon::Context;
+use parking_lot::{Mutex, RwLock};
+use tonic::service::Routes;
+
+use crate::config::Config;
+use crate::engine::{self, Applied, Ask, Engine, Identity, ROUNDS_MAX};
+use crate::etcd::{Services, Settings, routes};
+use crate::lessor::Lessor;
+use crate::log::{Log, Recovered};
+use crate::mvcc::Mvcc;
+use crate::mvcc::record::{self, REVISION_BYTES, Summary};
+use crate::node::{Node, Start};
+use crate::snapshot::{self, Mark, Reader};
+use crate::state::{State, write_synced};
+use crate::watch::Hub;
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How often a starting member looks whether it leads yet.
+const START_CHECK: Duration = Duration::from_millis(1);
+
+/// An open member.
+#[derive(Clone)]
+pub struct Store {
+    routes: Routes,
+    engine: Arc<Engine>,
+}
+
+impl Store {
+    /// Its services, to be served on a socket or in memory.
+    #[must_use]
+    pub fn routes(&self) -> Routes {
+        self.routes.clone()
+    }
+
+    /// The running member.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}
+
+/// Opens the member in `config.data_dir`, or makes a new cluster of one. When it returns, the
+/// member leads and everything acknowledged before is applied.
+///
+/// # Errors
+/// When the data is damaged or in use, or the disk fails.
+pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
+    let (config2, ctx2) = (config.clone(), ctx.clone());
+    let found = ctx.tasks.blocking(move || find(&config2)).await??;
+    let engine = start(found, config, &ctx2)?;
+    let ready = Duration::ZERO;
+    loop {
+        let term = engine.term.load(std::sync::atomic::Ordering::Relaxed);
+        if term > 0 && engine.applied.read().mark.term == term {
+            break;
+        }
+        if ctx.shutdown.is_cancelled() {
+            bail!("stopped while starting");
+        }
+        tokio::time::sleep(START_CHECK.max(ready)).await;
+    }
+    let expiring = engine.clone();
+    ctx.tasks.job({
+        let shutdown = ctx.shutdown.clone();
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = expiring.expire_leases() => {}
+            }
+        }
+    });
+    let scheme = if config.client.tls == "files" { "https" } else { "http" };
+    let client_urls = vec![format!("{scheme}://{}", config.client.listen)];
+    let settings = Settings {
+        name: config.name.clone(),
+        client_urls,
+        peer_urls: vec!["http://localhost:2380".to_owned()],
+        progress_s: config.watch_progress_s,
+    };
+    let services =
+        Services { engine: engine.clone(), ctx: ctx.clone(), settings: Arc::new(settings) };
+    Ok(Store { routes: routes(&services).await?, engine })
+}
+
+/// What was on disk.
+struct Found {
+    identity: Identity,
+    state: State,
+    mvcc: Mvcc,
+    mark: Mark,
+    log: Log,
+    recovered: Recovered,
+}
+
+fn find(config: &Config) -> anyhow::Result<Found> {
+    let dir = Path::new(&config.data_dir);
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let boot_id = std::fs::read_to_string(BOOT_ID).unwrap_or_else(|error| {
+        tracing::debug!(%error, "no boot id: the state is used only after a clean end");
+        String::new()
+    });
+    let state = State::open(dir, boot_id.trim())?;
+    let identity = identity(&dir.join("member"))?;
+    let (mvcc, mark) = match state.load()? {
+        Some(loaded) => loaded,
+        None => {
+            let (mvcc, mark) = newest_snapshot(&dir.join("snapshots"))?;
+            state.fill(&mvcc, mark)?;
+            (mvcc, mark)
+        }
+    };
+    let (log, mut recovered) = Log::open(&dir.join("log"))?;
+    if recovered.torn_bytes > 0 {
+        tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
+    }
+    recovered.entries.retain(|entry| entry.index > mark.index);
+    if let Some(first) = recovered.entries.first().filter(|e| e.index != mark.index + 1) {
+        bail!(
+            "the log begins at entry {}, but the state ends at entry {}: a part is missing; \
+             restore this member from a snapshot",
+            first.index,
+            mark.index
+        );
+    }
+    Ok(Found { identity, state, mvcc, mark, log, recovered })
+}
+
+/// Reads who this member is, or makes it up once.
+fn identity(path: &Path) -> anyhow::Result<Identity> {
+    if path.exists() {
+        let text = std::fs::read_to_string(path)?;
+        let mut words = text.split_whitespace();
+        let mut number = || words.next().and_then(|w| u64::from_str_radix(w, 16).ok());
+        if let (Some(1), Some(cluster), Some(member)) = (number(), number(), number()) {
+            return Ok(Identity { cluster, member });
+        }
+        bail!("{}: not a member file of format 1", path.display());
+    }
+    let new = Identity { cluster: rand::random::<u64>() | 1, member: rand::random::<u64>() | 1 };
+    write_synced(path, &format!("1 {:016x} {:016x}\n", new.cluster, new.member))?;
+    Ok(new)
+}
+
+/// Reads the newest snapshot that is whole; an empty state if there is none.
+fn newest_snapshot(dir: &Path) -> anyhow::Result<(Mvcc, Mark)> {
+    let snapshots = snapshot::list(dir)?;
+    let any = !snapshots.is_empty();
+    for (_, path) in snapshots {
+        match read_snapshot(&path) {
+            Ok(read) => return Ok(read),
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%path, error = format!("{error:#}"), "cannot use a snapshot");
+            }
+        }
+    }
+    if any {
+        bail!("{}: no snapshot can be used; restore this member from a backup", dir.display());
+    }
+    Ok((Mvcc::default(), Mark::default()))
+}
+
+fn read_snapshot(path: &Path) -> anyhow::Result<(Mvcc, Mark)> {
+    let mut reader = Reader::open(path)?;
+    let summary = reader.block()?.context("an empty snapshot")?;
+    let summary = Summary::decode(&summary).context("the summary does not parse")?;
+    let mut mvcc = Mvcc::begin(&summary);
+    while let Some(mut block) = reader.block()? {
+        if block.len() < REVISION_BYTES {
+            bail!("a record is too short");
+        }
+        let at = block.split_to(REVISION_BYTES);
+        let at = record::decode_revision(&at).context("a revision does not parse")?;
+        let event = record::decode(block).context("a record does not parse")?;
+        mvcc.load(at, &event, false);
+    }
+    Ok((mvcc, reader.mark))
+}
+
+/// Starts the threads of a member.
+fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Engine>> {
+    let Found { identity, state, mvcc, mark, log, recovered } = found;
+    let node = Node::new(Start {
+        id: identity.member,
+        voters: vec![identity.member],
+        vote: recovered.vote,
+        snapshot: (mark.index, mark.term),
+        entries: recovered.entries,
+        applied: mark.index,
+        election_spread: usize::from(rand::random::<u8>()),
+    })?;
+    let mut lessor = Lessor::default();
+    let now = ctx.clock.monotonic();
+    for (id, lease) in mvcc.leases().iter() {
+        lessor.begin(id, lease.ttl_s, now);
+    }
+    let (asks, asked) = channel();
+    let revision = mvcc.revision();
+    let engine = Arc::new(Engine {
+        applied: RwLock::new(Applied { mvcc, mark }),
+        state: Arc::new(state),
+        hub: Mutex::new(Hub::new(revision)),
+        lessor: Mutex::new(lessor),
+        clock: ctx.clock.clone(),
+        identity,
+        quota_bytes: config.quota_bytes,
+        snapshot_entries: config.snapshot_entries.max(1),
+        snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
+        asks: asks.clone(),
+        term: AtomicU64::new(0),
+        committed: AtomicU64::new(mark.index),
+        leader: AtomicU64::new(0),
+        archived: AtomicI64::new(revision),
+        logged_bytes: AtomicU64::new(0),
+    });
+    let (to_apply, committed) = sync_channel(ROUNDS_MAX);
+    let (to_archive, rounds) = sync_channel(ROUNDS_MAX);
+    let e = engine.clone();
+    thread(ctx, "log", move || engine::log_thread(&e, node, log, &asked, &to_apply));
+    let e = engine.clone();
+    thread(ctx, "apply", move || engine::apply_thread(&e, &committed, &to_archive));
+    let e = engine.clone();
+    thread(ctx, "archive", move || engine::archive_thread(&e, &rounds));
+    let shutdown = ctx.shutdown.clone();
+    ctx.tasks.job(async move {
+        shutdown.cancelled().await;
+        // If the log thread is gone already, there is nothing to stop.
+        drop(asks.send(Ask::Stop));
+    });
+    Ok(engine)
+}
+
+fn thread<F>(ctx: &Context, name: &'static str, work: F)
+where
+    F: FnOnce() -> anyhow::Result<()> + Send + 'static,
+{
+    let running = ctx.tasks.blocking(work);
+    ctx.tasks.part(name, async move { running.await? });
+}

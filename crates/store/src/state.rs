@@ -1,0 +1,298 @@
+//! Applied state on disk: every change by its revision. The only file that names sled.
+//!
+//! A cache: the log and the snapshots are the truth. It is used after a restart only if it was
+//! closed cleanly, or the machine has not been started again since (then no write was lost with
+//! the page cache); else it is thrown away and filled again.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::mvcc::record::{self, REVISION_BYTES, Summary};
+use crate::mvcc::{Archive, Changes, Mvcc, Revision};
+use crate::snapshot::Mark;
+
+const RECORD: u8 = b'r';
+const LEASE: u8 = b'l';
+const ALARM: u8 = b'a';
+const MARK: &[u8] = b"m";
+const CACHE_BYTES: u64 = 16 << 20;
+const CLEAN: &str = "clean";
+/// Changes written at once while the state is filled from a snapshot.
+const FILL_RECORDS: usize = 4096;
+
+/// What one round of applied entries changed.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// The last entry of the round.
+    pub mark: Mark,
+    /// The store's revision after it.
+    pub revision: i64,
+    /// The last compaction after it.
+    pub compacted: i64,
+    /// Changes to keep.
+    pub changes: Vec<Changes>,
+    /// Changes to forget.
+    pub removed: Vec<Revision>,
+    /// Leases granted (with their life in seconds) or ended.
+    pub leases: Vec<(i64, Option<i64>)>,
+    /// Alarms raised or cleared.
+    pub alarms: Vec<((u64, i32), bool)>,
+}
+
+/// The state on disk.
+#[derive(Debug)]
+pub struct State {
+    db: sled::Db,
+    dir: PathBuf,
+    mark_file: PathBuf,
+}
+
+/// A state that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The disk refused.
+    #[error("state: {0}")]
+    Io(#[from] io::Error),
+    /// The database refused.
+    #[error("state: {0}")]
+    Database(#[from] sled::Error),
+}
+
+impl State {
+    /// Opens the state below `dir`; empty if what is there cannot be trusted.
+    ///
+    /// # Errors
+    /// When the disk fails or another process has it open.
+    pub fn open(dir: &Path, boot_id: &str) -> Result<Self, StateError> {
+        let (tree, mark_file) = (dir.join("state"), dir.join("state.mark"));
+        let trusted = std::fs::read_to_string(&mark_file).is_ok_and(|mark| {
+            mark.trim() == CLEAN || (mark.trim() == boot_id && !boot_id.is_empty())
+        });
+        if !trusted && tree.exists() {
+            tracing::info!("state was not closed cleanly; filling it from snapshot and log");
+            std::fs::remove_dir_all(&tree)?;
+        }
+        let db = match open_database(&tree) {
+            Err(sled::Error::Corruption { .. }) => {
+                tracing::warn!("state is damaged; filling it from snapshot and log");
+                std::fs::remove_dir_all(&tree)?;
+                open_database(&tree)?
+            }
+            opened => opened?,
+        };
+        write_synced(&mark_file, boot_id)?;
+        Ok(Self { db, dir: tree, mark_file })
+    }
+
+    /// Reads the whole state, if there is one.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn load(&self) -> Result<Option<(Mvcc, Mark)>, StateError> {
+        let Some(mark) = self.db.get(MARK)? else { return Ok(None) };
+        let Some((mark, mut summary)) = decode_mark(&mark) else { return Ok(None) };
+        for item in self.db.scan_prefix([LEASE]) {
+            let (key, value) = item?;
+            summary.leases.extend(number(&key[1..]).zip(number(&value)));
+        }
+        for item in self.db.scan_prefix([ALARM]) {
+            let (key, _) = item?;
+            let kind = key.get(9..).and_then(number).and_then(|n| i32::try_from(n).ok());
+            let member = key.get(1..9).and_then(number).map(i64::cast_unsigned);
+            summary.alarms.extend(member.zip(kind));
+        }
+        let mut mvcc = Mvcc::begin(&summary);
+        for item in self.db.scan_prefix([RECORD]) {
+            let (key, value) = item?;
+            let at = record::decode_revision(&key[1..]);
+            let event = record::decode(Bytes::copy_from_slice(&value));
+            let (Some(at), Some(event)) = (at, event) else { return Ok(None) };
+            mvcc.load(at, &event, true);
+        }
+        Ok(Some((mvcc, mark)))
+    }
+
+    /// Writes a whole state, as a snapshot gives it, over an empty one.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn fill(&self, mvcc: &Mvcc, mark: Mark) -> Result<(), StateError> {
+        self.db.clear()?;
+        let mut batch = sled::Batch::default();
+        let mut count = 0;
+        mvcc.records(self, |at, event| {
+            let mut bytes = Vec::new();
+            record::encode(event, &mut bytes);
+            batch.insert(&record_key(at)[..], bytes);
+            count += 1;
+            if count % FILL_RECORDS == 0 {
+                self.db.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;
+            }
+            Ok(())
+        })?;
+        self.db.apply_batch(batch)?;
+        let summary = mvcc.summary();
+        self.write(&Round {
+            mark,
+            revision: summary.revision,
+            compacted: summary.compacted,
+            leases: summary.leases.iter().map(|(id, ttl)| (*id, Some(*ttl))).collect(),
+            alarms: summary.alarms.iter().map(|alarm| (*alarm, true)).collect(),
+            ..Round::default()
+        })
+    }
+
+    /// Writes what a round changed, all of it or nothing.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn write(&self, round: &Round) -> Result<(), StateError> {
+        let mut batch = sled::Batch::default();
+        for changes in &round.changes {
+            for (sub, event) in changes.events.iter().enumerate() {
+                let sub = u32::try_from(sub).unwrap_or(u32::MAX);
+                let mut bytes = Vec::new();
+                record::encode(event, &mut bytes);
+                batch.insert(&record_key(Revision { main: changes.main, sub })[..], bytes);
+            }
+        }
+        for at in &round.removed {
+            batch.remove(&record_key(*at)[..]);
+        }
+        for (id, ttl_s) in &round.leases {
+            let key = [&[LEASE][..], &id.to_be_bytes()].concat();
+            match ttl_s {
+                Some(ttl_s) => batch.insert(key, &ttl_s.to_be_bytes()),
+                None => batch.remove(key),
+            }
+        }
+        for ((member, kind), raised) in &round.alarms {
+            let kind = i64::from(*kind).to_be_bytes();
+            let key = [&[ALARM][..], &member.to_be_bytes(), &kind].concat();
+            if *raised { batch.insert(key, &[]) } else { batch.remove(key) }
+        }
+        batch.insert(MARK, encode_mark(round));
+        self.db.apply_batch(batch)?;
+        Ok(())
+    }
+
+    /// Bytes on disk.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.db.size_on_disk().unwrap_or(0)
+    }
+
+    /// Closes the state so that it can be used after a restart of the machine.
+    ///
+    /// # Errors
+    /// When the disk fails; the state is filled again then.
+    pub fn close(&self) -> Result<(), StateError> {
+        self.db.flush()?;
+        sync_below(&self.dir)?;
+        write_synced(&self.mark_file, CLEAN)?;
+        Ok(())
+    }
+}
+
+impl Archive for State {
+    fn value(&self, at: Revision) -> Option<Bytes> {
+        let found = self.db.get(record_key(at)).map_err(|error| {
+            tracing::error!(%error, main = at.main, "cannot read an old value");
+        });
+        let event = record::decode(Bytes::copy_from_slice(&found.ok()??))?;
+        event.kv.map(|kv| kv.value)
+    }
+
+    fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Vec<Changes> {
+        let first = record_key(Revision { main: from, sub: 0 });
+        let last = record_key(Revision { main: to, sub: u32::MAX });
+        let mut all: Vec<Changes> = Vec::new();
+        let (mut main, mut events, mut bytes) = (from, Vec::new(), 0);
+        for item in self.db.range(first..=last) {
+            let Ok((key, value)) = item else { break };
+            let Some(at) = record::decode_revision(&key[1..]) else { break };
+            if at.main != main {
+                if !events.is_empty() {
+                    all.push(Changes { main, events: Arc::from(std::mem::take(&mut events)) });
+                }
+                if bytes >= bytes_max {
+                    return all;
+                }
+                main = at.main;
+            }
+            bytes += value.len();
+            events.extend(record::decode(Bytes::copy_from_slice(&value)));
+        }
+        if !events.is_empty() {
+            all.push(Changes { main, events: events.into() });
+        }
+        all
+    }
+}
+
+fn open_database(path: &Path) -> sled::Result<sled::Db> {
+    sled::Config::new()
+        .path(path)
+        .cache_capacity(CACHE_BYTES)
+        .mode(sled::Mode::HighThroughput)
+        .flush_every_ms(Some(1000))
+        .open()
+}
+
+fn record_key(at: Revision) -> [u8; 1 + REVISION_BYTES] {
+    let mut key = [RECORD; 1 + REVISION_BYTES];
+    key[1..].copy_from_slice(&record::encode_revision(at));
+    key
+}
+
+fn number(bytes: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(bytes.get(..8)?.try_into().ok()?))
+}
+
+fn encode_mark(round: &Round) -> Vec<u8> {
+    let numbers = [
+        round.mark.index.cast_signed(),
+        round.mark.term.cast_signed(),
+        round.revision,
+        round.compacted,
+    ];
+    numbers.map(i64::to_be_bytes).concat()
+}
+
+fn decode_mark(bytes: &[u8]) -> Option<(Mark, Summary)> {
+    let mark = Mark {
+        index: number(bytes)?.cast_unsigned(),
+        term: number(bytes.get(8..)?)?.cast_unsigned(),
+    };
+    let (revision, compacted) = (number(bytes.get(16..)?)?, number(bytes.get(24..)?)?);
+    Some((mark, Summary { revision, compacted, ..Summary::default() }))
+}
+
+fn sync_below(dir: &Path) -> io::Result<()> {
+    for item in std::fs::read_dir(dir)? {
+        let path = item?.path();
+        if path.is_dir() {
+            sync_below(&path)?;
+        } else {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    crate::log::sync_dir(dir)
+}
+
+/// Replaces a small file, so that a crash leaves the old or the new one.
+///
+/// # Errors
+/// When the disk fails.
+pub fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    let mut file = File::create(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    path.parent().map_or(Ok(()), crate::log::sync_dir)
+}

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs what tests need, and runs all of them: format, lints, unit and integration tests.
+# --no-install for a machine that has all it needs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source deploy/packages.sh
+
+if [ "${1:-}" != "--no-install" ]; then
+  install_missing "${BUILD_PACKAGES[@]}" "${NODE_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+  command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
+fi
+# A checkout made anew each time still builds only what changed, where a cache directory can be had.
+if [ -n "${CI:-}" ] && [ -z "${CARGO_TARGET_DIR:-}" ]; then
+  cache="${XDG_CACHE_HOME:-$HOME/.cache}/ironclad-target"
+  mkdir -p "$cache" && export CARGO_TARGET_DIR="$cache"
+fi
+
+step() { printf '\n== %s\n' "$*"; }
+step format; cargo fmt --all --check
+step lints; cargo clippy --workspace --all-targets --locked -- -D warnings
+step "build the daemons"; cargo build --workspace --bins --locked
+step tests; cargo nextest run --workspace --locked --no-fail-fast

@@ -1,0 +1,33 @@
+# Every command a developer or CI runs.
+
+# list them
+default:
+    @just --list
+
+# what CI runs: format, lints, all tests
+ci:
+    deploy/test.sh
+
+# the same without installing packages
+test:
+    deploy/test.sh --no-install
+
+# format everything
+fmt:
+    cargo fmt --all
+
+# lints as errors
+lint:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# licences, sources and duplicate versions of dependencies (cargo install cargo-deny)
+deny:
+    cargo deny check bans licenses sources
+
+# a cluster from this checkout, below ./target/cluster
+up:
+    cargo run --bin ironclad -- up --data-dir target/cluster
+
+# stop it and remove every trace
+down:
+    cargo run --bin ironclad -- down --data-dir target/cluster --purge
