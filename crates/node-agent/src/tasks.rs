@@ -151,11 +151,19 @@ impl Process {
     /// # Errors
     /// When containerd goes away.
     pub async fn wait(&self) -> anyhow::Result<i32> {
+        self.waiter().await
+    }
+
+    /// Waits for its end; resolves to the exit code, or an error when containerd goes away. Borrows
+    /// nothing, so that input can be handed to it meanwhile.
+    pub fn waiter(&self) -> impl Future<Output = anyhow::Result<i32>> + Send + use<> {
         let (container_id, exec_id) = (self.container.clone(), self.exec.clone());
         let mut tasks = TasksClient::new(self.channel.clone());
-        let request = WaitRequest { container_id, exec_id };
-        let reply = tasks.wait(ours(request, None)).await?.into_inner();
-        Ok(i32::try_from(reply.exit_status).unwrap_or(-1))
+        async move {
+            let request = WaitRequest { container_id, exec_id };
+            let reply = tasks.wait(ours(request, None)).await?.into_inner();
+            Ok(i32::try_from(reply.exit_status).unwrap_or(-1))
+        }
     }
 
     /// Ends its input.
