@@ -200,12 +200,17 @@ impl Engine {
         self.header(revision)
     }
 
-    /// Changes from a revision on, whole revisions, about `bytes_max` of them; with the pairs
-    /// before if asked.
+    /// Changes from a revision on, whole revisions, about `bytes_max` of them, and the first
+    /// revision after what was looked at; with the pairs before if asked.
     ///
     /// # Errors
     /// The last compaction, if the revision is before it.
-    pub fn history(&self, from: i64, bytes_max: usize, prev: bool) -> Result<Vec<Changes>, i64> {
+    pub fn history(
+        &self,
+        from: i64,
+        bytes_max: usize,
+        prev: bool,
+    ) -> Result<(Vec<Changes>, i64), i64> {
         let to = {
             let applied = self.applied.read();
             let mvcc = &applied.mvcc;
@@ -213,7 +218,8 @@ impl Engine {
                 return Err(mvcc.compacted());
             }
             if let Some(changes) = mvcc.recent(from, bytes_max) {
-                return Ok(changes);
+                let next = changes.last().map_or(from, |last| last.main + 1);
+                return Ok((changes, next));
             }
             mvcc.recent_from().map_or(mvcc.revision(), |first| first - 1)
         };
@@ -227,7 +233,9 @@ impl Engine {
                 fill_prev(&applied.mvcc, &self.state, changes);
             }
         }
-        Ok(found)
+        // Memory lets go only of what is archived, so where nothing is found nothing ever was.
+        let next = found.last().map_or(to, |last| last.main) + 1;
+        Ok((found, next))
     }
 
     /// Ends leases whose time has come, as long as this member leads.
@@ -424,7 +432,7 @@ fn publish(engine: &Engine, changes: &[Changes]) {
     }
     let header = engine.header(0);
     let mut hub = engine.hub.lock();
-    let behind = hub.publish(header, changes, |sink, response| sink.offer(response));
+    let behind = hub.publish(header, changes, |sink, responses| sink.offer(responses));
     for Behind { stream, watch, next } in behind {
         stream.fell_behind(watch, next);
     }

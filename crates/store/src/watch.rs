@@ -210,13 +210,13 @@ impl<S: Clone> Hub<S> {
         Some(watcher)
     }
 
-    /// Tells everyone of new changes, in one response each. `deliver` says whether the stream
-    /// took it; those that did not are returned and are here no longer.
+    /// Tells everyone of new changes, in one response each or its fragments. `deliver` takes all
+    /// of them or none, and says which; those that took none are returned and are here no longer.
     pub fn publish(
         &mut self,
         header: ResponseHeader,
         changes: &[Changes],
-        mut deliver: impl FnMut(&S, WatchResponse) -> bool,
+        mut deliver: impl FnMut(&S, Vec<WatchResponse>) -> bool,
     ) -> Vec<Behind<S>> {
         let (Some(first), Some(last)) = (changes.first(), changes.last()) else {
             return Vec::new();
@@ -239,11 +239,7 @@ impl<S: Clone> Hub<S> {
             let events = std::mem::take(&mut watcher.pending);
             watcher.busy = true;
             let responses = watcher.watch.responses(header, events);
-            let mut taken = true;
-            for response in responses {
-                taken = taken && deliver(&watcher.stream, response);
-            }
-            if !taken {
+            if !deliver(&watcher.stream, responses) {
                 lost.push(ticket);
             }
         }
@@ -302,9 +298,11 @@ mod tests {
 
     fn heard(hub: &mut Hub<()>, changes: &[Changes]) -> Vec<(i64, Vec<i64>)> {
         let mut heard = Vec::new();
-        hub.publish(ResponseHeader::default(), changes, |(), response| {
-            let revisions = response.events.iter().filter_map(|e| e.kv.as_ref());
-            heard.push((response.watch_id, revisions.map(|kv| kv.mod_revision).collect()));
+        hub.publish(ResponseHeader::default(), changes, |(), responses| {
+            for response in responses {
+                let revisions = response.events.iter().filter_map(|e| e.kv.as_ref());
+                heard.push((response.watch_id, revisions.map(|kv| kv.mod_revision).collect()));
+            }
             true
         });
         heard

@@ -57,7 +57,8 @@ impl Cluster for Services {
         &self,
         _request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        let header = Some(self.engine.header_now());
+        // Members have no revisions.
+        let header = Some(self.engine.header(0));
         Ok(Response::new(MemberListResponse { header, members: vec![self.itself()] }))
     }
 

@@ -51,12 +51,12 @@ impl Sink {
         (Arc::new(sink), receiver)
     }
 
-    /// Queues events, unless the queue is full.
-    pub fn offer(&self, response: WatchResponse) -> bool {
+    /// Queues events with all their fragments, unless the queue is full.
+    pub fn offer(&self, responses: Vec<WatchResponse>) -> bool {
         if self.queued.load(Ordering::Relaxed) > QUEUE_BYTES_MAX {
             return false;
         }
-        self.force(response);
+        responses.into_iter().for_each(|response| self.force(response));
         true
     }
 
@@ -184,20 +184,20 @@ impl WatchStream {
     }
 
     fn create(&mut self, request: &WatchCreateRequest) {
-        let mut id = request.watch_id;
-        if id == 0 {
-            while self.watchers.contains_key(&self.next_id) {
-                self.next_id += 1;
-            }
-            id = self.next_id;
-            self.next_id += 1;
-        } else if self.watchers.contains_key(&id) {
-            return self.refuse("mvcc: duplicate watch ID provided on the WatchStream");
-        }
-        let watch = Watch::new(id, request);
+        let mut watch = Watch::new(request.watch_id, request);
         if watch.span.is_empty() {
             return self.refuse("mvcc: watcher range is empty");
         }
+        if watch.id == 0 {
+            while self.watchers.contains_key(&self.next_id) {
+                self.next_id += 1;
+            }
+            watch.id = self.next_id;
+            self.next_id += 1;
+        } else if self.watchers.contains_key(&watch.id) {
+            return self.refuse("mvcc: duplicate watch ID provided on the WatchStream");
+        }
+        let id = watch.id;
         let engine = self.services.engine.clone();
         let mut hub = engine.hub.lock();
         let published = hub.published();
@@ -288,8 +288,8 @@ impl WatchStream {
         let engine = &self.services.engine;
         // What is applied may be ahead of what is published: that part comes from the hub.
         let published = engine.hub.lock().published();
-        let history = match engine.history(next, CHUNK_BYTES, watch.prev_kv) {
-            Ok(history) => history,
+        let (history, reached) = match engine.history(next, CHUNK_BYTES, watch.prev_kv) {
+            Ok(found) => found,
             Err(compacted) => {
                 self.sink.force(WatchResponse {
                     header: self.header(published),
@@ -309,7 +309,7 @@ impl WatchStream {
             .filter(|event| watch.wants(event))
             .map(|event| watch.view(event))
             .collect();
-        let next = known.last().map_or(next, |last| last.main + 1);
+        let next = reached.min(published + 1).max(next);
         if !events.is_empty() {
             let header = engine.header(published);
             for response in watch.responses(header, events) {

@@ -43,13 +43,16 @@ pub fn range(
     }
     let limit = usize::try_from(request.limit).ok().filter(|n| *n > 0).unwrap_or(usize::MAX);
     let order = order(request);
-    let in_order = order.is_none() && !filters(request);
+    // Without a sort order etcd sorts by another target than the key only what the limit let in.
+    let unsorted = order.is_none() || request.sort_order() == SortOrder::None;
+    let in_order = unsorted && !filters(request);
+    let fetch = if in_order { limit.saturating_add(1) } else { usize::MAX };
     let needs_value = !request.keys_only || order.is_some_and(|o| o.0 == SortTarget::Value);
     let mut total = 0;
     let mut kvs = Vec::new();
     for (key, version) in live {
         total += 1;
-        if !passes(request, version) || (in_order && kvs.len() >= limit) {
+        if !passes(request, version) || kvs.len() >= fetch {
             continue;
         }
         let mut kv = version.bare(key);
@@ -61,7 +64,7 @@ pub fn range(
     if let Some((target, descending)) = order {
         sort(&mut kvs, target, descending);
     }
-    let more = if in_order { total > kvs.len() } else { kvs.len() > limit };
+    let more = kvs.len() > limit;
     kvs.truncate(limit);
     if request.keys_only {
         kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());

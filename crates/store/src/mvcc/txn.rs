@@ -69,7 +69,8 @@ impl<'a> Write<'a> {
     }
 
     pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, Error> {
-        check_put(self.mvcc, request)?;
+        check_lease(self.mvcc, request)?;
+        check_old(self.mvcc, request)?;
         let at = self.next();
         let key = self.mvcc.index.key(&request.key);
         let old = self.mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
@@ -156,7 +157,7 @@ impl<'a> Write<'a> {
                     Some(Response::ResponseDeleteRange(self.delete(r)?))
                 }
                 Some(Request::RequestTxn(r)) => match nested.next() {
-                    Some(path) => Some(Response::ResponseTxn(self.run(r, path)?)),
+                    Some(path) => Some(Response::ResponseTxn(nested_answer(self.run(r, path)?))),
                     None => None,
                 },
                 None => None,
@@ -192,7 +193,9 @@ fn answer(
                 Some(Response::ResponseRange(mvcc.range(archive, r)?))
             }
             Some(Request::RequestTxn(r)) => match nested.next() {
-                Some(path) => Some(Response::ResponseTxn(answer(mvcc, archive, r, path)?)),
+                Some(path) => {
+                    Some(Response::ResponseTxn(nested_answer(answer(mvcc, archive, r, path)?)))
+                }
                 None => None,
             },
             _ => None,
@@ -200,6 +203,11 @@ fn answer(
         responses.push(ResponseOp { response });
     }
     Ok(TxnResponse { header: Some(mvcc.header()), succeeded: path.succeeded, responses })
+}
+
+/// etcd leaves the header of a nested transaction empty.
+fn nested_answer(response: TxnResponse) -> TxnResponse {
+    TxnResponse { header: Some(ResponseHeader::default()), ..response }
 }
 
 fn pair(key: &Bytes, version: &Version, archive: &dyn Archive) -> Result<KeyValue, Error> {
@@ -224,36 +232,50 @@ fn choose(mvcc: &Mvcc, archive: &dyn Archive, request: &TxnRequest) -> Path {
     path
 }
 
-/// Everything that could fail half way is refused before anything is changed.
+/// Everything that could fail half way is refused before anything is changed: the puts of all
+/// levels first, as etcd has it, then the ranges.
 fn check(mvcc: &Mvcc, request: &TxnRequest, path: &Path) -> Result<(), Error> {
+    each(request, path, &|op| match op {
+        // The other way round than for a single put, as etcd has it.
+        Request::RequestPut(put) => check_old(mvcc, put).and_then(|()| check_lease(mvcc, put)),
+        _ => Ok(()),
+    })?;
+    each(request, path, &|op| match op {
+        Request::RequestRange(range) if range.revision > mvcc.revision => {
+            Err(Error::FutureRevision)
+        }
+        Request::RequestRange(range) if (1..mvcc.compacted).contains(&range.revision) => {
+            Err(Error::Compacted)
+        }
+        _ => Ok(()),
+    })
+}
+
+/// Visits the operations that will run, those of nested transactions in their place.
+fn each(
+    request: &TxnRequest,
+    path: &Path,
+    visit: &dyn Fn(&Request) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut nested = path.nested.iter();
-    for op in branch(request, path) {
-        match &op.request {
-            Some(Request::RequestRange(range)) if range.revision > mvcc.revision => {
-                return Err(Error::FutureRevision);
-            }
-            Some(Request::RequestRange(range))
-                if range.revision > 0 && range.revision < mvcc.compacted =>
-            {
-                return Err(Error::Compacted);
-            }
-            Some(Request::RequestPut(put)) => check_put(mvcc, put)?,
-            Some(Request::RequestTxn(txn)) => {
-                if let Some(path) = nested.next() {
-                    check(mvcc, txn, path)?;
-                }
-            }
-            _ => {}
+    for op in branch(request, path).iter().filter_map(|op| op.request.as_ref()) {
+        match op {
+            Request::RequestTxn(txn) => nested.next().map_or(Ok(()), |p| each(txn, p, visit))?,
+            other => visit(other)?,
         }
     }
     Ok(())
 }
 
-fn check_put(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
+fn check_old(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
     if request.ignore_value || request.ignore_lease {
         let live = mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
         live.ok_or(Error::KeyNotFound)?;
     }
+    Ok(())
+}
+
+fn check_lease(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
     if request.lease != 0 && mvcc.leases.find(request.lease).is_none() {
         return Err(Error::LeaseNotFound);
     }
