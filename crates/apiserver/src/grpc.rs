@@ -368,6 +368,7 @@ impl Objects for Service {
             grace_s: ask.grace_period_seconds,
             propagation: non_empty(ask.propagation_policy),
             dry_run: ask.dry_run,
+            ..DeleteOptions::default()
         });
         self.one(self.request(user, ask.key, String::new(), action)).await
     }

@@ -24,8 +24,8 @@ struct Hook {
     complete: fn(&Api, &mut Value, Option<&Value>),
     /// Whether something but finalizers keeps an object that is being deleted.
     holds: fn(&Value) -> bool,
-    /// Seconds a deletion waits, from what the client asked for.
-    grace_s: fn(&Value, Option<i64>) -> i64,
+    /// Seconds a deletion waits, from what the client asked for; `None` for kinds that know no grace.
+    grace_s: fn(&Value, Option<i64>) -> Option<i64>,
     /// Changes an object whose deletion begins.
     on_mark: fn(&mut Value),
     /// A deletion answers with the object and not with a Status.
@@ -39,7 +39,7 @@ const PLAIN: Hook = Hook {
     resource: "",
     complete: |_, _, _| {},
     holds: |_| false,
-    grace_s: |_, _| 0,
+    grace_s: |_, _| None,
     on_mark: |_| {},
     returns_deleted: false,
     orphans: false,
@@ -91,8 +91,8 @@ pub(crate) fn holds(resource: &Resource, object: &Value) -> bool {
     (hook(resource).holds)(object)
 }
 
-/// Seconds a deletion waits, from what the client asked for.
-pub(crate) fn grace_s(resource: &Resource, object: &Value, asked: Option<i64>) -> i64 {
+/// Seconds a deletion waits, from what the client asked for; `None` for kinds that know no grace.
+pub(crate) fn grace_s(resource: &Resource, object: &Value, asked: Option<i64>) -> Option<i64> {
     (hook(resource).grace_s)(object, asked)
 }
 

@@ -119,8 +119,8 @@ async fn resource(
     let accepted = negotiate::accept(accept)?;
     request.action = action(verb, parts, body, &query, &request).await?;
     let outcome = api.run(request.clone()).await?;
-    let mut deprecated = Vec::new();
-    deprecated.extend(render::deprecation(&request.resource));
+    let deprecated = Some(request.resource.deprecation.to_string());
+    let deprecated = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
     finish(api, ctx, &request, outcome, accepted, &query, deprecated)
 }
 
@@ -293,12 +293,10 @@ fn delete_options(
     let mut options = DeleteOptions {
         grace_s: query.int("gracePeriodSeconds")?,
         propagation: Some(query.text("propagationPolicy")).filter(|p| !p.is_empty()),
-        dry_run: query.all("dryRun").iter().any(|d| d == "All"),
+        orphan: query.get("orphanDependents").map(|orphan| orphan == "true"),
+        dry_run_given: query.all("dryRun"),
         ..DeleteOptions::default()
     };
-    if let Some(orphan) = query.get("orphanDependents") {
-        options.propagation = Some(if orphan == "true" { "Orphan" } else { "Background" }.into());
-    }
     if !body.is_empty() {
         let format = negotiate::content(content)?;
         let value = render::delete_body(&body, format)?;
@@ -307,13 +305,12 @@ fn delete_options(
         options.version = text(&["preconditions", "resourceVersion"]);
         options.grace_s = value.int_at(&["gracePeriodSeconds"]).or(options.grace_s);
         options.propagation = text(&["propagationPolicy"]).or(options.propagation);
-        match value.bool_at(&["orphanDependents"]) {
-            Some(true) => options.propagation = Some("Orphan".into()),
-            Some(false) => options.propagation = Some("Background".into()),
-            None => {}
-        }
-        options.dry_run |= value.at(&["dryRun"]).is_some_and(|d| !d.items().is_empty());
+        options.orphan = value.bool_at(&["orphanDependents"]).or(options.orphan);
+        let given = value.at(&["dryRun"]).map(api::Value::items).unwrap_or_default();
+        let given = given.iter().filter_map(api::Value::as_str);
+        options.dry_run_given.extend(given.map(str::to_owned));
     }
+    options.dry_run = !options.dry_run_given.is_empty();
     Ok(options)
 }
 

@@ -82,7 +82,11 @@ pub(crate) struct DeleteOptions {
     pub(crate) version: Option<String>,
     pub(crate) grace_s: Option<i64>,
     pub(crate) propagation: Option<String>,
+    /// The older form of the policy.
+    pub(crate) orphan: Option<bool>,
     pub(crate) dry_run: bool,
+    /// `dryRun` as it was written.
+    pub(crate) dry_run_given: Vec<String>,
 }
 
 /// What is to be done.

@@ -113,7 +113,8 @@ fn manifest(archive: &Archive, config: &str, layers: &[(String, &str)]) -> Value
 
 /// Whether an ELF binary names a program interpreter (a PT_INTERP header).
 fn needs_loader(program: &[u8]) -> bool {
-    let u16_at = |at: usize| program.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
+    let u16_at =
+        |at: usize| program.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
     let u64_at = |at: usize| {
         let bytes = program.get(at..at + 8).and_then(|b| <[u8; 8]>::try_from(b).ok());
         usize::try_from(bytes.map_or(0, u64::from_le_bytes)).unwrap_or(0)
@@ -132,7 +133,9 @@ fn layer(entrypoint: &str, program: &[u8]) -> std::io::Result<Vec<u8>> {
         header.set_mtime(0);
         tar.append_data(&mut header, path, body)
     };
-    for (folder, mode) in [("dev/", 0o755), ("etc/", 0o755), ("proc/", 0o755), ("sys/", 0o755), ("tmp/", 0o1777)] {
+    for (folder, mode) in
+        [("dev/", 0o755), ("etc/", 0o755), ("proc/", 0o755), ("sys/", 0o755), ("tmp/", 0o1777)]
+    {
         put(folder, tar::EntryType::Directory, mode, &[])?;
     }
     let passwd = b"root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n";
@@ -298,9 +301,9 @@ impl Archive {
     }
 }
 
-fn namespaced<T>(message: T, lease: Option<&str>) -> Request<T> {
+/// A request in containerd's namespace for Kubernetes, under `lease` where given.
+pub(crate) fn ours<T>(message: T, lease: Option<&str>) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
     let metadata = request.metadata_mut();
     metadata.insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
     if let Some(lease) = lease.and_then(|lease| lease.parse().ok()) {
@@ -309,12 +312,19 @@ fn namespaced<T>(message: T, lease: Option<&str>) -> Request<T> {
     request
 }
 
+fn namespaced<T>(message: T, lease: Option<&str>) -> Request<T> {
+    let mut request = ours(message, lease);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
 /// Packs the static binary at `path` and imports it as `name`, unless that very image is there.
 ///
 /// # Errors
 /// When the binary is missing or not static, or containerd refuses.
 pub async fn ensure_packed(channel: &Channel, name: &str, path: &Path) -> anyhow::Result<()> {
-    let program = tokio::fs::read(path).await.with_context(|| format!("read {}", path.display()))?;
+    let program =
+        tokio::fs::read(path).await.with_context(|| format!("read {}", path.display()))?;
     let entrypoint = name.rsplit('/').next().and_then(|last| last.split(':').next());
     let archive = pack(name, &program, entrypoint.unwrap_or("program"))?;
     for (name, root) in &archive.roots {
@@ -383,8 +393,7 @@ async fn write_all(channel: &Channel, archive: &Archive, lease: &str) -> anyhow:
         match images.create(namespaced(create, Some(lease))).await {
             Ok(_) => {}
             Err(status) if status.code() == Code::AlreadyExists => {
-                let update =
-                    pb::UpdateImageRequest { image: Some(image), ..Default::default() };
+                let update = pb::UpdateImageRequest { image: Some(image), ..Default::default() };
                 images.update(namespaced(update, Some(lease))).await.context("update image")?;
             }
             Err(status) => return Err(status).context("create image"),

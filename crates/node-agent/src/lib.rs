@@ -5,7 +5,13 @@
 //! - `runtime` is the only file that knows CRI; `containerd` runs a private one; `images` packs and
 //!   imports images.
 
+pub mod cgroup;
+pub mod cni;
 pub mod containerd;
 pub mod images;
+pub mod logs;
 pub mod pod;
 pub mod runtime;
+pub mod serve;
+pub mod stats;
+pub mod tasks;

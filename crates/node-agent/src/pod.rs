@@ -118,6 +118,8 @@ pub struct Local {
     pub probes: HashMap<String, probe::Verdicts>,
     /// What failed when a container was last started, by name.
     pub waiting: BTreeMap<String, Waiting>,
+    /// Containers whose start failed are not tried again before, by name.
+    pub not_before: BTreeMap<String, Timestamp>,
     /// Containers that are being stopped, by id.
     pub stopping: HashMap<String, Timestamp>,
     /// Why the sandbox cannot be made.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::{SubscribeRequest, tasks_client::TasksClient};
 use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use prost::Message;
@@ -19,9 +20,9 @@ use wire::cri;
 use wire::cri::image_service_client::ImageServiceClient;
 use wire::cri::runtime_service_client::RuntimeServiceClient;
 
-use crate::images::NAMESPACE;
-use crate::pod::spec::{ContainerWish, Mount, Propagation, SandboxWish, Seccomp, Security};
+use crate::images::ours;
 use crate::pod::resources::Limits;
+use crate::pod::spec::{ContainerWish, Mount, Propagation, SandboxWish, Seccomp, Security};
 use crate::pod::{Container, RuntimePod, Sandbox, State};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -220,11 +221,14 @@ impl Runtime {
     ) -> Result<BTreeMap<String, RuntimePod>> {
         let (mut one, mut two) = (self.runtime.clone(), self.runtime.clone());
         let filter = cri::PodSandboxFilter { label_selector: labels.clone(), ..Default::default() };
-        let sandboxes = one.list_pod_sandbox(soon(cri::ListPodSandboxRequest { filter: Some(filter) }));
+        let sandboxes =
+            one.list_pod_sandbox(soon(cri::ListPodSandboxRequest { filter: Some(filter) }));
         let filter = cri::ContainerFilter { label_selector: labels, ..Default::default() };
-        let containers = two.list_containers(soon(cri::ListContainersRequest { filter: Some(filter) }));
+        let containers =
+            two.list_containers(soon(cri::ListContainersRequest { filter: Some(filter) }));
         let (sandboxes, containers) = tokio::join!(sandboxes, containers);
-        let (sandboxes, containers) = (sandboxes?.into_inner().items, containers?.into_inner().containers);
+        let (sandboxes, containers) =
+            (sandboxes?.into_inner().items, containers?.into_inner().containers);
         let sandboxes = try_join_all(sandboxes.iter().map(|s| self.sandbox_status(&s.id)));
         let containers = try_join_all(
             containers.iter().map(|c| self.container_status(&c.id, &c.pod_sandbox_id)),
@@ -257,11 +261,9 @@ impl Runtime {
         Ok(pods)
     }
 
-    async fn sandbox_status(
-        &self,
-        id: &str,
-    ) -> Result<Option<(HashMap<String, String>, Sandbox)>> {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+    async fn sandbox_status(&self, id: &str) -> Result<Option<(HashMap<String, String>, Sandbox)>> {
+        let request =
+            cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         let status = match self.runtime.clone().pod_sandbox_status(soon(request)).await {
             Ok(reply) => reply.into_inner().status,
             Err(status) => match Error::from(status) {
@@ -419,9 +421,8 @@ impl Runtime {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        let mut request = soon(request);
-        let namespace = tonic::metadata::MetadataValue::from_static(NAMESPACE);
-        request.metadata_mut().insert("containerd-namespace", namespace);
+        let mut request = ours(request, None);
+        request.set_timeout(CALL_TIMEOUT);
         let reply = TasksClient::new(self.channel.clone()).get(request).await?.into_inner();
         reply.process.map(|p| p.pid).filter(|pid| *pid != 0).ok_or_else(|| Error {
             not_found: true,
@@ -486,22 +487,22 @@ impl Runtime {
         Ok(reply.stats.into_iter().map(usage).collect())
     }
 
-    /// What happens in the runtime from now on.
-    ///
-    /// # Errors
-    /// When the runtime does not answer.
-    pub async fn events(
-        &self,
-    ) -> Result<impl futures::Stream<Item = Result<Event>> + Send + Unpin + use<>> {
+    /// What happens in the runtime from the time the stream is first polled. containerd answers
+    /// a subscription only with its first event, so there is nothing to await here.
+    pub fn events(&self) -> impl futures::Stream<Item = Result<Event>> + Send + Unpin + use<> {
         let filters = ["exit", "oom"].map(|topic| format!("topic==\"/tasks/{topic}\""));
-        let request = SubscribeRequest { filters: filters.to_vec() };
-        let stream = EventsClient::new(self.channel.clone()).subscribe(request).await?.into_inner();
-        Ok(Box::pin(futures::StreamExt::filter_map(stream, |envelope| async move {
+        let mut client = EventsClient::new(self.channel.clone());
+        let subscribe = async move {
+            let request = ours(SubscribeRequest { filters: filters.to_vec() }, None);
+            client.subscribe(request).await.map(tonic::Response::into_inner)
+        };
+        let stream = futures::stream::once(subscribe).try_flatten();
+        Box::pin(stream.filter_map(|envelope| async move {
             match envelope {
                 Ok(envelope) => event(&envelope).map(Ok),
                 Err(status) => Some(Err(status.into())),
             }
-        })))
+        }))
     }
 
     /// Kills and removes every pod, for a node that is being taken apart.

@@ -1,51 +1,27 @@
-//! Running processes, by containerd's own services: when they end, and commands run beside them.
+//! Commands run beside a container's main process, by containerd's own services.
 //!
-//! Exits come as events, so that the agent need not poll. A command is a second process of the
+//! A command is a second process of the
 //! container's task, with FIFOs for its streams.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use containerd_client::events::TaskExit;
 use containerd_client::services::v1::containers_client::ContainersClient;
-use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, GetContainerRequest, KillRequest,
-    ResizePtyRequest, StartRequest, SubscribeRequest, WaitRequest,
+    ResizePtyRequest, StartRequest, WaitRequest,
 };
 use nix::sys::stat::Mode;
-use prost::Message;
 use serde_json::Value;
 use tokio::net::unix::pipe;
 use tonic::transport::Channel;
 
-use crate::images::{NAMESPACE, ours};
+use crate::images::ours;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const SIGKILL: u32 = 9;
-
-/// Calls `told` with the container id of every process that ends, until the stream breaks.
-///
-/// # Errors
-/// When the subscription cannot be made or breaks.
-pub async fn exits(channel: &Channel, mut told: impl FnMut(&str)) -> anyhow::Result<()> {
-    let filters = vec![format!("namespace=={NAMESPACE},topic==/tasks/exit")];
-    let mut client = EventsClient::new(channel.clone());
-    let subscribe = client.subscribe(ours(SubscribeRequest { filters }, None));
-    let stream =
-        tokio::time::timeout(CALL_TIMEOUT, subscribe).await.context("no answer in time")?;
-    let mut stream = stream.context("subscribe to exits")?.into_inner();
-    while let Some(envelope) = stream.message().await.context("exits")? {
-        let Some(event) = envelope.event else { continue };
-        match TaskExit::decode(event.value.as_slice()) {
-            Ok(exit) => told(&exit.container_id),
-            Err(error) => tracing::warn!(%error, "unreadable exit event"),
-        }
-    }
-    Ok(())
-}
 
 /// A command to run in a container.
 #[derive(Clone, Debug)]

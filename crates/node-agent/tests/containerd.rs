@@ -131,7 +131,11 @@ async fn pod(containerd: &Containerd, scratch: &Path) -> anyhow::Result<()> {
         ..ContainerWish::default()
     };
     let id = runtime.create_container(&sandbox, &container, &wish).await.context("create")?;
-    let mut events = runtime.events().await?;
+    let mut events = runtime.events();
+    let exit = async move {
+        tokio::time::timeout(Duration::from_secs(60), futures::StreamExt::next(&mut events)).await
+    };
+    let exit = tokio::task::spawn(exit);
     runtime.start_container(&id).await.context("start")?;
 
     let seen = runtime.pod("0f7c").await?;
@@ -147,8 +151,7 @@ async fn pod(containerd: &Containerd, scratch: &Path) -> anyhow::Result<()> {
     ensure!(adopted.pod("0f7c").await? == seen, "the pod changed when it was adopted");
 
     runtime.stop_container(&id, Duration::from_secs(10)).await.context("stop")?;
-    let next = tokio::time::timeout(Duration::from_secs(5), futures::StreamExt::next(&mut events));
-    let event = next.await.context("no exit event")?.context("events ended")??;
+    let event = exit.await?.context("no exit event")?.context("events ended")??;
     ensure!(event == Event::Exit { container: id.clone() }, "{event:?}");
     let ended = wait_for(async || {
         let pod = runtime.pod("0f7c").await?;
@@ -185,7 +188,7 @@ async fn exec(runtime: &Runtime, scratch: &Path, id: &str) -> anyhow::Result<()>
     let mut output = String::new();
     let mut stdout = process.stdout.take().context("no stdout")?;
     tokio::time::timeout(Duration::from_secs(5), stdout.read_to_string(&mut output)).await??;
-    let code = process.wait().await?;
+    let code = process.waiter().await?;
     process.finish().await;
     ensure!(code == 0 && output == "through a pipe", "{code} {output:?}");
     Ok(())

@@ -10,14 +10,15 @@ const DEFAULT_GRACE_S: i64 = 30;
 pub(crate) fn complete(_: &Api, _object: &mut Value, _old: Option<&Value>) {}
 
 /// A pod that no node knows, or that has ended, goes at once; others get the time they asked for.
-pub(crate) fn grace_s(pod: &Value, asked: Option<i64>) -> i64 {
+pub(crate) fn grace_s(pod: &Value, asked: Option<i64>) -> Option<i64> {
     let wanted = asked
         .or_else(|| pod.int_at(&["spec", "terminationGracePeriodSeconds"]))
-        .unwrap_or(DEFAULT_GRACE_S)
-        .max(0);
+        .unwrap_or(DEFAULT_GRACE_S);
+    // Upstream takes a negative time for the shortest there is.
+    let wanted = if wanted < 0 { 1 } else { wanted };
     let scheduled = pod.str_at(&["spec", "nodeName"]).is_some_and(|node| !node.is_empty());
     let ended = matches!(pod.str_at(&["status", "phase"]), Some("Succeeded" | "Failed"));
-    if !scheduled || ended { 0 } else { wanted }
+    Some(if !scheduled || ended { 0 } else { wanted })
 }
 
 /// `ephemeralcontainers` writes nothing but that list.

@@ -66,17 +66,6 @@ pub(crate) fn warn(response: &mut HttpResponse, warnings: &[String]) {
     }
 }
 
-/// What every use of a deprecated kind is told.
-pub(crate) fn deprecation(resource: &Resource) -> Option<String> {
-    match (resource.group.as_ref(), resource.plural.as_ref()) {
-        ("", "endpoints") => Some(
-            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into(),
-        ),
-        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+".into()),
-        _ => None,
-    }
-}
-
 /// Anything but a watch.
 pub(crate) fn outcome(
     api: &Arc<Api>,

@@ -28,8 +28,8 @@ pub(crate) fn released(resource: &Resource, object: &Value) -> bool {
 
 /// What a deletion does to an object.
 enum Step {
-    /// It goes now.
-    Remove,
+    /// It goes now; the object as it is shown for the last time.
+    Remove(Box<Value>),
     /// It stays for the moment, changed like this.
     Mark(Box<Value>),
     /// It is on its way already.
@@ -79,15 +79,26 @@ impl Api {
             let Some(entry) = current.clone() else { return Err(request.not_found()) };
             let (committed, gone) = match step {
                 Step::Nothing => (Committed::Done(entry.clone()), false),
-                Step::Remove if options.dry_run => (Committed::Done(entry.clone()), true),
+                Step::Remove(object) if options.dry_run => {
+                    let bytes = super::commit::stored_bytes(resource, &object);
+                    (Committed::Done(Entry::new(&bytes, entry.revision)), true)
+                }
                 Step::Mark(object) if options.dry_run => {
                     let bytes = super::commit::stored_bytes(resource, &object);
                     (Committed::Done(Entry::new(&bytes, entry.revision)), false)
                 }
-                Step::Remove => {
+                Step::Remove(object) => {
                     let claims = hooks::on_delete(self, resource, &old);
                     let (namespace, name) = (api::meta::namespace(&old), api::meta::name(&old));
-                    (self.remove(resource, namespace, name, &entry, claims).await?, true)
+                    let removed = self.remove(resource, namespace, name, &entry, claims).await?;
+                    let shown = match removed {
+                        Committed::Done(gone) => {
+                            let bytes = super::commit::stored_bytes(resource, &object);
+                            Committed::Done(Entry::new(&bytes, gone.revision))
+                        }
+                        other => other,
+                    };
+                    (shown, true)
                 }
                 Step::Mark(object) => {
                     let claims = super::commit::Claims::default();
@@ -175,7 +186,8 @@ fn decide(
 ) -> Step {
     let before = object.clone();
     propagate(resource, object, options);
-    let grace_s = hooks::grace_s(resource, object, options.grace_s);
+    let graceful = hooks::grace_s(resource, object, options.grace_s);
+    let grace_s = graceful.unwrap_or(0);
     let deleting = api::meta::deletion_timestamp(object).is_some();
     let held = api::meta::finalizers(object).next().is_some() || hooks::holds(resource, object);
     if deleting {
@@ -184,7 +196,7 @@ fn decide(
             let began = api::meta::deletion_timestamp(object).and_then(api::time::parse);
             mark(object, began.unwrap_or(now), left, grace_s);
         }
-    } else if grace_s > 0 || held {
+    } else if graceful.is_some() || held {
         mark(object, now, 0, grace_s);
         if api::meta::generation(object) > 0 {
             let generation = api::meta::generation(object) + 1;
@@ -193,8 +205,8 @@ fn decide(
     }
     hooks::on_mark(resource, object);
     let left = object.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
-    if !held && (left == 0 || grace_s == 0) {
-        return Step::Remove;
+    if !held && left == 0 {
+        return Step::Remove(Box::new(object.clone()));
     }
     if *object == before { Step::Nothing } else { Step::Mark(Box::new(object.clone())) }
 }
@@ -209,7 +221,9 @@ fn mark(object: &mut Value, began: jiff::Timestamp, left: i64, grace_s: i64) {
 
 /// Finalizers that tell the garbage collector what to do with dependents.
 fn propagate(resource: &Resource, object: &mut Value, options: &DeleteOptions) {
-    let policy = match options.propagation.as_deref() {
+    let asked = options.propagation.as_deref();
+    let older = options.orphan.map(|orphan| if orphan { "Orphan" } else { "Background" });
+    let policy = match asked.or(older) {
         Some(policy) => policy,
         None if api::meta::finalizers(object).any(|f| f == ORPHAN || f == FOREGROUND) => return,
         None if hooks::orphans_by_default(resource) => "Orphan",
@@ -263,6 +277,19 @@ fn preconditions(
 
 fn check(options: &DeleteOptions) -> Result<(), ApiError> {
     let mut errors = FieldErrors::new();
+    if options.orphan.is_some()
+        && let Some(policy) = &options.propagation
+    {
+        errors.invalid(
+            "propagationPolicy",
+            policy.as_str(),
+            "orphanDependents and deletionPropagation cannot be both set",
+        );
+    }
+    if options.dry_run_given.iter().any(|d| d != "All") {
+        let given = options.dry_run_given.iter().map(|d| Value::from(d.as_str())).collect();
+        errors.not_supported("dryRun", Value::Array(given), &["All"]);
+    }
     if let Some(policy) = &options.propagation
         && !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground")
     {

@@ -149,6 +149,7 @@ impl Api {
             grace_s: eviction.int_at(&["deleteOptions", "gracePeriodSeconds"]),
             propagation: text(&["deleteOptions", "propagationPolicy"]),
             dry_run: options.dry_run,
+            ..DeleteOptions::default()
         };
         let found = self.find(&request.resource, &request.namespace, &request.name).await?;
         let pod = found.ok_or_else(|| request.not_found())?.parse();

@@ -147,6 +147,7 @@ impl Api {
         })?;
         decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
         let patch = decoded.value;
+        check_applied(&patch, resource)?;
         let track = Track::Apply;
         let now = self.clock.now();
         let change = |old: Option<&Value>| {
@@ -155,7 +156,7 @@ impl Api {
             {
                 return Err(match api::meta::uid(&patch) {
                     "" => request.not_found(),
-                    uid => uid_conflict(request, uid, ""),
+                    uid => no_such_uid(request, uid),
                 });
             }
             let writer = api::patch::apply::Writer {
@@ -380,6 +381,31 @@ fn patched_badly(resource: &Resource, detail: &str) -> ApiError {
         "{} in version {:?} cannot be handled as a {}: {detail}",
         resource.kind, resource.version, resource.kind
     ))
+}
+
+/// What an apply configuration must and must not say of itself.
+fn check_applied(patch: &Value, resource: &Resource) -> Result<(), ApiError> {
+    let (version, kind) = api::meta::type_meta(patch);
+    if kind != resource.kind || version != resource.api_version() {
+        let (group, version) = api::catalog::split_api_version(version);
+        return Err(ApiError::BadRequest(format!(
+            "invalid object type: {group}/{version}, Kind={kind}"
+        )));
+    }
+    if patch.at(&["metadata", "managedFields"]).is_some_and(|m| !m.items().is_empty()) {
+        return Err(ApiError::BadRequest("metadata.managedFields must be nil".into()));
+    }
+    Ok(())
+}
+
+fn no_such_uid(request: &Request, uid: &str) -> ApiError {
+    ApiError::Conflict {
+        resource: request.resource.resource_name(),
+        name: request.name.clone(),
+        message: format!(
+            "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+        ),
+    }
 }
 
 fn no_manager() -> ApiError {

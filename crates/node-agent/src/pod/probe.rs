@@ -67,11 +67,8 @@ mod tests {
 
     #[test]
     fn thresholds_count_results_in_a_row() {
-        let probe = Probe {
-            success_threshold: Some(2),
-            failure_threshold: Some(3),
-            ..Default::default()
-        };
+        let probe =
+            Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Default::default() };
         let mut count = Count::default();
         let verdicts: Vec<Option<bool>> = [true, true, false, false, true, false, false, false]
             .map(|good| count.result(good, &probe))

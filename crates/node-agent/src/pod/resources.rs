@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn limits_of_a_container() {
-        let spec = spec(&[("cpu", "250m"), ("memory", "1Gi")], &[("cpu", "500m"), ("memory", "2Gi")]);
+        let spec =
+            spec(&[("cpu", "250m"), ("memory", "1Gi")], &[("cpu", "500m"), ("memory", "2Gi")]);
         let limits = limits(&spec, &spec.containers[0], 8 << 30);
         assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (50_000, 100_000));
         assert_eq!((limits.cpu_shares, limits.memory_bytes), (256, 2 << 30));

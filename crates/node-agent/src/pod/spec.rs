@@ -267,12 +267,13 @@ pub fn sandbox(pod: &Pod, node: &NodeFacts, attempt: u32) -> SandboxWish {
     let spec = pod.spec.clone().unwrap_or_default();
     let context = spec.security_context.clone().unwrap_or_default();
     let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
-    let host_ports = ports.filter(|p| p.host_port.is_some_and(|port| port != 0)).map(|p| HostPort {
-        protocol: p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-        container_port: p.container_port,
-        host_port: p.host_port.unwrap_or_default(),
-        host_ip: p.host_ip.clone().unwrap_or_default(),
-    });
+    let host_ports =
+        ports.filter(|p| p.host_port.is_some_and(|port| port != 0)).map(|p| HostPort {
+            protocol: p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            container_port: p.container_port,
+            host_port: p.host_port.unwrap_or_default(),
+            host_ip: p.host_ip.clone().unwrap_or_default(),
+        });
     let privileged = |c: &Container| c.security_context.as_ref()?.privileged;
     let full = spec.set_hostname_as_fqdn.unwrap_or(false);
     SandboxWish {
@@ -511,11 +512,8 @@ mod tests {
     #[test]
     fn root_is_refused_where_the_pod_says_so() {
         let context = SecurityContext { run_as_non_root: Some(true), ..Default::default() };
-        let c = Container {
-            name: "c".into(),
-            security_context: Some(context),
-            ..Default::default()
-        };
+        let c =
+            Container { name: "c".into(), security_context: Some(context), ..Default::default() };
         let pod = pod(PodSpec { containers: vec![c.clone()], ..Default::default() });
         let error = container(&pod, &c, &node(), 0, &Ok(0)).unwrap_err();
         assert_eq!(error.reason, "CreateContainerConfigError");
