@@ -122,7 +122,7 @@ impl Task {
         loop {
             let (probe, runtime) = (&self.probe, &self.shared.runtime);
             let result =
-                crate::prober::attempt(probe, &self.container, &self.ip, runtime, &self.id).await;
+                crate::probing::check(runtime, &self.id, probe, &self.container, &self.ip).await;
             if let Err(output) = &result {
                 let text = format!("{} probe failed: {output}", self.purpose.text());
                 let place = about(&self.pod, Some(&self.container.name));

@@ -165,7 +165,7 @@ impl Starter {
         let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
         let Some(hook) = hook else { return };
         let ip = ips.first().map_or("127.0.0.1", String::as_str);
-        let ran = crate::prober::hook(hook, container, ip, &self.shared.runtime, id).await;
+        let ran = crate::probing::hook(&self.shared.runtime, id, hook, container, ip).await;
         if let Err(error) = ran {
             let place = about(pod, Some(&container.name));
             let text = format!("PostStartHook failed: {error}");

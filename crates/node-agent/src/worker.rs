@@ -202,7 +202,7 @@ impl Worker {
                 run.reason = "OOMKilled".to_owned();
             }
             let message = self.messages.entry(run.id.clone());
-            let message = message.or_insert_with(|| crate::logs::termination_message(run));
+            let message = message.or_insert_with(|| crate::termination::message(run));
             if !message.is_empty() {
                 run.message.clone_from(message);
             }
@@ -493,7 +493,7 @@ async fn pre_stop(
     about: ObjectReference,
 ) {
     let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) else { return };
-    let hook = crate::prober::hook(hook, container, ip, &shared.runtime, id);
+    let hook = crate::probing::hook(&shared.runtime, id, hook, container, ip);
     let text = match tokio::time::timeout(grace, hook).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => format!("PreStopHook failed: {error}"),
