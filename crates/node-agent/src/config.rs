@@ -91,7 +91,9 @@ impl daemon::Config for Config {
             bail!("pods_max: must be at least 1");
         }
         if !self.node_ip.is_empty() {
-            self.node_ip.parse::<IpAddr>().with_context(|| format!("node_ip {:?}", self.node_ip))?;
+            self.node_ip
+                .parse::<IpAddr>()
+                .with_context(|| format!("node_ip {:?}", self.node_ip))?;
         }
         for text in &self.taints {
             taint(text)?;

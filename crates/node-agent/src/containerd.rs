@@ -215,7 +215,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
     /// Whether process `pid` is our containerd: the number may have been given to another since.
     fn is_ours(&self, pid: i32) -> bool {
         let config = self.dir.join("config.toml").display().to_string();
-        command_line(pid).iter().any(|word| *word == config)
+        command_line(pid).contains(&config)
     }
 
     /// Kills the shims that still serve our containerd.
@@ -227,7 +227,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             .filter(|pid| {
                 let words = command_line(*pid);
                 words.first().is_some_and(|w| w.contains("containerd-shim"))
-                    && words.iter().any(|word| *word == socket)
+                    && words.contains(&socket)
             })
             .collect();
         for pid in &shims {

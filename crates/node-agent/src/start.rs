@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container as ContainerSpec, Pod, Secret, Service,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Container as ContainerSpec, Pod, Secret, Service};
 
 use crate::pod::env::{Sources, environment, expand};
 use crate::pod::spec::{self, Mount, SandboxWish};
@@ -170,7 +168,8 @@ impl Starter {
             let place = about(pod, Some(&container.name));
             let text = format!("PostStartHook failed: {error}");
             self.shared.events.record(place, "Warning", "FailedPostStartHook", text);
-            if let Err(error) = self.shared.runtime.stop_container(id, Duration::from_secs(30)).await
+            if let Err(error) =
+                self.shared.runtime.stop_container(id, Duration::from_secs(30)).await
             {
                 tracing::warn!(container = id, %error, "container with a failed hook not stopped");
             }
@@ -228,7 +227,13 @@ impl Starter {
         };
         let aliases = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
         let lines: Vec<String> = aliases
-            .map(|alias| format!("{}\t{}", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")))
+            .map(|alias| {
+                format!(
+                    "{}\t{}",
+                    alias.ip,
+                    alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")
+                )
+            })
             .collect();
         if !lines.is_empty() {
             text.push_str("\n# Entries added by HostAliases.\n");
@@ -255,9 +260,8 @@ impl Starter {
                 return Ok(image);
             }
             (None, "Never") => {
-                let text = format!(
-                    "Container image {name:?} is not present with pull policy of Never"
-                );
+                let text =
+                    format!("Container image {name:?} is not present with pull policy of Never");
                 events.record(place, "Warning", "ErrImageNeverPull", text.clone());
                 return Err(Failure::new("ErrImageNeverPull", text));
             }

@@ -97,7 +97,18 @@ impl Worker {
         let starter = Starter::new(shared.clone());
         let local = Local { start_time: Some(shared.ctx.clock.now()), ..Local::default() };
         let (said, messages, refreshed) = (None, HashMap::new(), Duration::ZERO);
-        Self { shared, uid, inbox, local, said, probes, messages, starter, finished: false, refreshed }
+        Self {
+            shared,
+            uid,
+            inbox,
+            local,
+            said,
+            probes,
+            messages,
+            starter,
+            finished: false,
+            refreshed,
+        }
     }
 
     /// Runs until nothing is left of the pod, or shutdown.
@@ -249,8 +260,7 @@ impl Worker {
                 tracing::warn!(pod = self.uid, %error, "cgroup not removed");
             }
         }
-        let logs =
-            format!("{}/{}_{}_{}", shared.node.log_dir, seen.namespace, seen.name, self.uid);
+        let logs = format!("{}/{}_{}_{}", shared.node.log_dir, seen.namespace, seen.name, self.uid);
         if !seen.name.is_empty()
             && let Err(error) = std::fs::remove_dir_all(&logs)
             && error.kind() != std::io::ErrorKind::NotFound
@@ -437,11 +447,7 @@ impl Worker {
             tracing::warn!(pod = self.uid, %error, "volumes not removed");
         }
         self.shared.reporter.flushed(&self.uid).await;
-        let how = Delete {
-            uid: self.uid.clone(),
-            grace_period_s: Some(0),
-            ..Delete::default()
-        };
+        let how = Delete { uid: self.uid.clone(), grace_period_s: Some(0), ..Delete::default() };
         let (namespace, name) = (crate::pod::namespace(pod), crate::pod::name(pod));
         match self.shared.client.delete::<Pod>(namespace, name, how).await {
             Err(error) if !error.is_not_found() && !error.is_conflict() => {

@@ -504,8 +504,7 @@ mod tests {
     #[test]
     fn a_failed_liveness_probe_stops_with_the_probes_grace() {
         let mut pod = pod(&[], &["x"], "Always");
-        let probe =
-            Probe { termination_grace_period_seconds: Some(5), ..Default::default() };
+        let probe = Probe { termination_grace_period_seconds: Some(5), ..Default::default() };
         pod.spec.as_mut().unwrap().containers[0].liveness_probe = Some(probe);
         let mut local = Local::default();
         local.probes.insert("x-0".into(), Verdicts { alive: Some(false), ..Default::default() });
