@@ -183,6 +183,17 @@ async fn node(
     Ok(())
 }
 
+/// Where the static programs of our own images are: beside this one, or where cargo builds them.
+fn images_dir() -> String {
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.parent().map(|dir| dir.join("images"));
+    let triple = format!("{}-unknown-linux-gnu/release", std::env::consts::ARCH);
+    let built = own.parent().and_then(Path::parent).map(|dir| dir.join(triple));
+    let places = [beside, built].into_iter().flatten();
+    let found = places.into_iter().find(|dir| dir.join("ironclad-pause").exists());
+    found.map(|dir| dir.display().to_string()).unwrap_or_default()
+}
+
 fn agent_config(
     args: &Args,
     layout: &Layout,
@@ -193,6 +204,7 @@ fn agent_config(
         node_name: name.to_owned(),
         node_ip: own.map(|a| a.to_string()).unwrap_or_default(),
         data_dir: layout.node(),
+        images_dir: images_dir(),
         containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
         ..node_agent::Config::default()
     }
