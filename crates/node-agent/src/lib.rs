@@ -115,6 +115,9 @@ pub async fn start(
         .with_context(|| format!("create {}", config.data_dir.display()))?;
     let settings = config.settings()?;
     let (runtime, cni) = runtime(config).await?;
+    if config.containerd_address.is_empty() {
+        ctx.tasks.part("containerd", private_containerd(config).keep(ctx.clone()));
+    }
     let client = Client::new(channel, "kubelet");
     let name = settings.name.clone();
     let cache = Cache::builder(client.clone())
