@@ -1,1 +1,97 @@
 //! Service virtual addresses on one node.
+//!
+//! [`model`] turns Services and EndpointSlices into what this node has to do, purely; [`nft`] writes it into the kernel
+//! as one table in one transaction; [`routes`] sees to it that the kernel lets packets get that far.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use client::{Cache, Client, Select};
+use daemon::{Backoff, Channel, Context};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+mod config;
+pub mod model;
+pub mod nft;
+pub mod routes;
+
+pub use config::Config;
+use model::Model;
+use nft::PodNetwork;
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Changes that come within this time are written together.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Runs the proxy over a socket to the API server.
+///
+/// # Errors
+/// When the configuration cannot be used.
+pub async fn run(config: Config, ctx: Context) -> anyhow::Result<()> {
+    let tls = config.tls.client()?.context("tls.ca: the API server's authority is needed")?;
+    let channel = daemon::channel::connect(&config.server, Some(&tls))?;
+    start(&config, channel, ctx).await
+}
+
+/// Runs the proxy over `channel`.
+///
+/// # Errors
+/// When the kernel cannot be made to forward packets.
+pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::Result<()> {
+    let (base, prefix) = routes::parse_cidr(&config.pod_cidr)?;
+    let pods = PodNetwork { base, prefix };
+    routes::forward()?;
+    let cache = Cache::builder(Client::new(channel, "kube-proxy"))
+        .kind::<Service>(Select::all())
+        .kind::<EndpointSlice>(Select::all())
+        .start(&ctx);
+    let mut changes = cache.changes();
+    tokio::select! {
+        () = ctx.shutdown.cancelled() => return Ok(()),
+        () = cache.synced() => {}
+    }
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
+    let mut written: Option<Model> = None;
+    while !ctx.shutdown.is_cancelled() {
+        changes.mark_unchanged();
+        let model = Model::new(&cache.list(), &cache.list(), &config.node_name);
+        let wait = if written.as_ref() == Some(&model) {
+            None
+        } else {
+            let next = model.clone();
+            let result = ctx.tasks.blocking(move || nft::apply(&next, pods)).await;
+            match result.map_err(anyhow::Error::from).and_then(|r| r) {
+                Ok(()) => {
+                    tracing::debug!(fronts = model.fronts.len(), "rules written");
+                    written = Some(model);
+                    backoff.reset();
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "rules not written, trying again"
+                    );
+                    Some(backoff.delay())
+                }
+            }
+        };
+        let changed = async {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => {
+                    // A closed channel means that the cache is gone, and we with it.
+                    let _ = changes.changed().await;
+                    tokio::time::sleep(GATHER).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => {}
+            () = changed => {}
+        }
+    }
+    Ok(())
+}
