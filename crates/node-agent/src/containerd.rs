@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use daemon::{Backoff, Context};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tonic::transport::Channel;
 
@@ -18,6 +20,8 @@ use crate::images;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is seen to that containerd runs.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Where a private containerd lives.
@@ -123,6 +127,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             tracing::info!(socket = %self.socket().display(), "containerd adopted");
             return Ok(channel);
         }
+        if let Some(pid) = self.pid() {
+            reap(pid);
+        }
         for dir in [self.dir.clone(), self.cni_dir(), self.cni_state_dir()] {
             std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
@@ -158,6 +165,35 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
         Ok(channel)
     }
 
+    /// Starts containerd again whenever it is gone, until shutdown.
+    ///
+    /// # Errors
+    /// Never before shutdown; the form is that of a part.
+    pub async fn keep(self, ctx: Context) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        loop {
+            let gone = self.pid().is_none_or(|pid| !self.is_ours(pid));
+            let wait = if gone {
+                let started = self.start().await;
+                match started {
+                    Ok(_) => tracing::warn!("containerd was gone and is started again"),
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "no containerd"),
+                }
+                backoff.delay()
+            } else {
+                WATCH_PERIOD
+            };
+            tokio::select! {
+                () = ctx.shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        std::fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()
+    }
+
     /// Ends containerd. With `purge`, every pod is killed first and every trace removed: shims,
     /// mounts, network namespaces, addresses and files.
     ///
@@ -186,22 +222,14 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
     }
 
     async fn end_process(&self) -> anyhow::Result<()> {
-        let Ok(text) = std::fs::read_to_string(self.pid_file()) else { return Ok(()) };
-        let pid: i32 = text.trim().parse().context("read containerd.pid")?;
-        if !self.is_ours(pid) {
-            return Ok(());
-        }
+        let Some(pid) = self.pid().filter(|pid| self.is_ours(*pid)) else { return Ok(()) };
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             if kill(Pid::from_raw(pid), signal).is_err() {
                 break;
             }
             let mut waited = Duration::ZERO;
             while self.is_ours(pid) && waited < STOP_TIMEOUT {
-                // It may be our own child: reap it. If not, that is what the error says.
-                let _reaped = nix::sys::wait::waitpid(
-                    Pid::from_raw(pid),
-                    Some(nix::sys::wait::WaitPidFlag::WNOHANG),
-                );
+                reap(pid);
                 tokio::time::sleep(POLL).await;
                 waited += POLL;
             }
@@ -239,6 +267,12 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             tokio::time::sleep(POLL * 5).await;
         }
     }
+}
+
+/// Collects a process that has ended, where it is our own child.
+fn reap(pid: i32) {
+    // It may be another's child, or still run: both are no concern here.
+    let _other = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
 }
 
 fn command_line(pid: i32) -> Vec<String> {

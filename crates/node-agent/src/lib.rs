@@ -22,6 +22,7 @@ pub mod pod;
 mod probes;
 pub mod probing;
 mod report;
+mod rotate;
 pub mod runtime;
 pub mod serve;
 mod start;
@@ -115,6 +116,9 @@ pub async fn start(
         .with_context(|| format!("create {}", config.data_dir.display()))?;
     let settings = config.settings()?;
     let (runtime, cni) = runtime(config).await?;
+    if config.containerd_address.is_empty() {
+        ctx.tasks.part("containerd", private_containerd(config).keep(ctx.clone()));
+    }
     let client = Client::new(channel, "kubelet");
     let name = settings.name.clone();
     let cache = Cache::builder(client.clone())
@@ -139,6 +143,8 @@ pub async fn start(
     let state = config.data_dir.join("containerd/cni/state");
     let keeper = node::run(settings, runtime.clone(), client, cache, cni, state, ctx.clone());
     ctx.tasks.part("node", keeper);
+    let logs = PathBuf::from(config.logs());
+    ctx.tasks.part("log rotation", rotate::run(logs, runtime.clone(), ctx.clone()));
     let scratch = config.data_dir.join("exec");
     Ok(NodeService::new(runtime, ctx.clone(), scratch, &facts).server())
 }

@@ -168,7 +168,12 @@ async fn scenario(config: &Config) -> anyhow::Result<()> {
         "{web}"
     );
 
-    killed(&api).await.context("kill")?;
+    killed(&api, 1).await.context("kill")?;
+    let pid = config.data_dir.join("containerd/containerd.pid");
+    let pid: i32 = std::fs::read_to_string(pid)?.trim().parse()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
+    // Ends while containerd is away; the back-off of its second end is 10 s.
+    killed(&api, 2).await.context("kill without containerd")?;
     crashing(&api).await.context("crash")?;
 
     // A new agent finds everything as it was.
@@ -209,7 +214,7 @@ async fn scenario(config: &Config) -> anyhow::Result<()> {
 }
 
 /// A container whose process is killed comes back, at once the first time.
-async fn killed(api: &FakeApi) -> anyhow::Result<()> {
+async fn killed(api: &FakeApi, times: u32) -> anyhow::Result<()> {
     let status = look(api, "second");
     let id = status["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
     let id = id.trim_start_matches("containerd://").to_owned();
@@ -224,7 +229,7 @@ async fn killed(api: &FakeApi) -> anyhow::Result<()> {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
     let back = until(api, "second", "comes back", |p| {
         let container = &p["status"]["containerStatuses"][0];
-        container["restartCount"] == 1 && !container["state"]["running"].is_null()
+        container["restartCount"] == times && !container["state"]["running"].is_null()
     })
     .await?;
     println!("restarted after {:?}", begun.elapsed());

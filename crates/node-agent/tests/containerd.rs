@@ -135,7 +135,8 @@ async fn pod(containerd: &Containerd, scratch: &Path) -> anyhow::Result<()> {
     let exit = async move {
         tokio::time::timeout(Duration::from_secs(60), futures::StreamExt::next(&mut events)).await
     };
-    let exit = tokio::task::spawn(exit);
+    let mut exits = tokio::task::JoinSet::new();
+    exits.spawn(exit);
     runtime.start_container(&id).await.context("start")?;
 
     let seen = runtime.pod("0f7c").await?;
@@ -151,7 +152,12 @@ async fn pod(containerd: &Containerd, scratch: &Path) -> anyhow::Result<()> {
     ensure!(adopted.pod("0f7c").await? == seen, "the pod changed when it was adopted");
 
     runtime.stop_container(&id, Duration::from_secs(10)).await.context("stop")?;
-    let event = exit.await?.context("no exit event")?.context("events ended")??;
+    let event = exits
+        .join_next()
+        .await
+        .context("no task")??
+        .context("no exit event")?
+        .context("events ended")??;
     ensure!(event == Event::Exit { container: id.clone() }, "{event:?}");
     let ended = wait_for(async || {
         let pod = runtime.pod("0f7c").await?;
