@@ -102,6 +102,25 @@ pub fn private_containerd(config: &Config) -> Containerd {
     Containerd::new(&dir, &config.containerd_program, &config.cni_bin_dir)
 }
 
+/// Removes every trace of an agent that does not run any more: its pods, its containerd, mounts,
+/// cgroups and files.
+///
+/// # Errors
+/// When something of it cannot be removed.
+pub async fn purge(config: &Config) -> anyhow::Result<()> {
+    if config.containerd_address.is_empty() {
+        private_containerd(config).stop(true).await?;
+    }
+    containerd::unmount_below(&config.data_dir)?;
+    cgroup::remove(&format!("/{}", config.cgroup_root)).context("remove cgroups")?;
+    match std::fs::remove_dir_all(&config.data_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", config.data_dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Starts the agent over `channel` as parts of `ctx`, and returns the service that the API server
 /// calls.
 ///

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use daemon::Context;
 use libtest_mimic::{Arguments, Failed, Trial};
-use node_agent::containerd::unmount_below;
 use node_agent::{Config, images};
 use serde_json::{Value, json};
 use testkit::fake_api::FakeApi;
@@ -72,19 +71,21 @@ fn config(scratch: &Path) -> Config {
 
 async fn whole() -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
-    let config = config(scratch.path());
+    let config = config(&scratch.path().join("node"));
     let outcome = scenario(&config).await;
     if outcome.is_err() {
-        let log = std::fs::read_to_string(scratch.path().join("containerd/containerd.log"));
+        let log = std::fs::read_to_string(config.data_dir.join("containerd/containerd.log"));
         let log = log.unwrap_or_default();
         let errors = log.lines().filter(|line| line.contains("level=error"));
         errors.take(10).for_each(|line| eprintln!("{line}"));
     }
-    let stopped = node_agent::private_containerd(&config).stop(true).await;
-    unmount_below(scratch.path())?;
-    node_agent::cgroup::remove(&format!("/{GROUP}"))?;
+    let purged = node_agent::purge(&config).await;
     outcome?;
-    stopped
+    purged?;
+    ensure!(!config.data_dir.exists(), "files are left");
+    let groups = Path::new("/sys/fs/cgroup/memory").join(GROUP);
+    ensure!(!groups.exists(), "cgroups are left");
+    Ok(())
 }
 
 struct Running {
