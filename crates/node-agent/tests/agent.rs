@@ -3,10 +3,10 @@
 //! containerd, runc, CNI plugins and the static images; what a machine lacks is listed as ignored.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use daemon::Context;
+use daemon::{Clock, Context};
 use libtest_mimic::{Arguments, Failed, Trial};
 use node_agent::{Config, images};
 use serde_json::{Value, json};
@@ -155,15 +155,15 @@ async fn scenario(config: &Config) -> anyhow::Result<()> {
     node["spec"] = json!({"podCIDR": "10.213.11.0/24", "podCIDRs": ["10.213.11.0/24"]});
     api.put("", "nodes", node);
 
-    let begun = Instant::now();
+    let clock = Clock::system();
     let probe = json!({"httpGet": {"path": "/readyz", "port": 8080}, "periodSeconds": 1});
     api.put("", "pods", pod("web", json!({"readinessProbe": probe})));
     let web = until(&api, "web", "web gets ready", ready).await?;
-    println!("first pod ready after {:?}", begun.elapsed());
-    let begun = Instant::now();
+    println!("first pod ready after {:?}", clock.monotonic());
+    let clock = Clock::system();
     api.put("", "pods", pod("second", json!({})));
     until(&api, "second", "second runs", |p| p["status"]["phase"] == "Running").await?;
-    println!("second pod running after {:?}", begun.elapsed());
+    println!("second pod running after {:?}", clock.monotonic());
     ensure!(
         web["status"]["podIP"].as_str().is_some_and(|ip| ip.starts_with("10.213.11.")),
         "{web}"
@@ -187,7 +187,7 @@ async fn scenario(config: &Config) -> anyhow::Result<()> {
 
     for name in ["web", "second", "crash"] {
         let mut pod = look(&api, name);
-        let now = jiff::Timestamp::now();
+        let now = clock.now();
         pod["metadata"]["deletionTimestamp"] = json!(now.to_string());
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(1);
         api.put("", "pods", pod);
@@ -226,14 +226,14 @@ async fn killed(api: &FakeApi, times: u32) -> anyhow::Result<()> {
             !id.is_empty() && group.contains(&id)
         });
     let pid = nix::unistd::Pid::from_raw(pid.context("no process")?);
-    let begun = Instant::now();
+    let clock = Clock::system();
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
     let back = until(api, "second", "comes back", |p| {
         let container = &p["status"]["containerStatuses"][0];
         container["restartCount"] == times && !container["state"]["running"].is_null()
     })
     .await?;
-    println!("restarted after {:?}", begun.elapsed());
+    println!("restarted after {:?}", clock.monotonic());
     let last = &back["status"]["containerStatuses"][0]["lastState"]["terminated"];
     ensure!(last["exitCode"] == 137 && last["reason"] == "Error", "{last}");
     Ok(())
