@@ -177,6 +177,9 @@ async fn scenario(config: &Config) -> anyhow::Result<()> {
     killed(&api, 2).await.context("kill without containerd")?;
     crashing(&api).await.context("crash")?;
 
+    ending(&api).await.context("end")?;
+    refused(&api).await.context("refuse")?;
+
     // A new agent finds everything as it was.
     agent.stop().await?;
     let before = look(&api, "web")["status"]["containerStatuses"].clone();
@@ -185,14 +188,14 @@ async fn scenario(config: &Config) -> anyhow::Result<()> {
     let after = look(&api, "web")["status"]["containerStatuses"].clone();
     ensure!(before == after, "adoption changed\n{before:#}\nto\n{after:#}");
 
-    for name in ["web", "second", "crash"] {
+    for name in ["web", "second", "crash", "done", "late", "noimage", "noconfig"] {
         let mut pod = look(&api, name);
         let now = clock.now();
         pod["metadata"]["deletionTimestamp"] = json!(now.to_string());
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(1);
         api.put("", "pods", pod);
     }
-    for name in ["web", "second", "crash"] {
+    for name in ["web", "second", "crash", "done", "late", "noimage", "noconfig"] {
         until(&api, name, "is gone", Value::is_null).await?;
     }
     let runtime = node_agent::runtime::Runtime::new(node_agent::runtime::channel(
@@ -249,5 +252,42 @@ async fn crashing(api: &FakeApi) -> anyhow::Result<()> {
     let container = &seen["status"]["containerStatuses"][0];
     ensure!(container["lastState"]["terminated"]["exitCode"] == 3, "{container:#}");
     ensure!(seen["status"]["phase"] == "Running", "{seen:#}");
+    Ok(())
+}
+
+/// Pods that are not restarted come to their end, by themselves or at their deadline.
+async fn ending(api: &FakeApi) -> anyhow::Result<()> {
+    let mut done = pod("done", json!({"args": ["echo", "bye"]}));
+    done["spec"]["restartPolicy"] = json!("Never");
+    let mut late = pod("late", json!({"args": ["sleep", "60"]}));
+    late["spec"]["activeDeadlineSeconds"] = json!(1);
+    late["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    api.put("", "pods", done);
+    api.put("", "pods", late);
+    let done = until(api, "done", "succeeds", |p| p["status"]["phase"] == "Succeeded").await?;
+    let ended = &done["status"]["containerStatuses"][0]["state"]["terminated"];
+    ensure!(ended["reason"] == "Completed" && ended["exitCode"] == 0, "{done:#}");
+    let late = until(api, "late", "fails", |p| p["status"]["phase"] == "Failed").await?;
+    ensure!(late["status"]["reason"] == "DeadlineExceeded", "{late:#}");
+    Ok(())
+}
+
+/// What keeps a container from starting shows as its reason to wait.
+async fn refused(api: &FakeApi) -> anyhow::Result<()> {
+    let mut noimage = pod("noimage", json!({}));
+    noimage["spec"]["containers"][0]["image"] = json!("ironclad/nothing:1");
+    noimage["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    let missing =
+        json!({"name": "X", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "k"}}});
+    api.put("", "pods", noimage);
+    api.put("", "pods", pod("noconfig", json!({"env": [missing]})));
+    let waits = |reason: &'static str| {
+        move |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+    };
+    until(api, "noimage", "says why", waits("ErrImageNeverPull")).await?;
+    let reason = "CreateContainerConfigError";
+    let pod = until(api, "noconfig", "says why", waits(reason)).await?;
+    let text = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
+    ensure!(text == "configmap \"no\" not found", "{text}");
     Ok(())
 }
