@@ -256,8 +256,6 @@ pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     match std::fs::remove_dir_all(layout.dir()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => {
-            Err(error).with_context(|| format!("remove {}", layout.dir().display()))
-        }
+        Err(error) => Err(error).with_context(|| format!("remove {}", layout.dir().display())),
     }
 }

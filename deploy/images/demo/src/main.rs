@@ -134,7 +134,10 @@ impl Server {
                     _ => {}
                 }
             }
-            std::io::copy(&mut reader.by_ref().take(body.min(BODY_BYTES_MAX)), &mut std::io::sink())?;
+            std::io::copy(
+                &mut reader.by_ref().take(body.min(BODY_BYTES_MAX)),
+                &mut std::io::sink(),
+            )?;
             let draining = self.draining.load(Ordering::SeqCst);
             close |= draining;
             let (status, text) = answer(path, draining);
