@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod env;
+pub mod login;
 pub mod probe;
 pub mod resources;
 pub mod spec;

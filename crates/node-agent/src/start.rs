@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{ConfigMap, Container as ContainerSpec, Pod, Secret, Service};
 
 use crate::pod::env::{Sources, environment, expand};
+use crate::pod::login::login;
 use crate::pod::spec::{self, Mount, SandboxWish};
 use crate::pod::{Role, Waiting, host_network, namespace, uid};
 use crate::runtime::Image;
@@ -243,6 +244,29 @@ impl Starter {
         text
     }
 
+    /// The pull secrets of a pod that exist; without them a pull may still succeed.
+    async fn pull_secrets(&self, pod: &Pod) -> Vec<Secret> {
+        let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        let mut secrets = Vec::new();
+        for reference in named {
+            match self.shared.client.get::<Secret>(namespace(pod), &reference.name).await {
+                Ok(secret) => secrets.push(secret),
+                Err(error) => {
+                    let text = format!(
+                        "Unable to retrieve some image pull secrets ({}); attempting to pull the \
+                         image may not succeed.",
+                        reference.name
+                    );
+                    tracing::debug!(%error, secret = reference.name, "no pull secret");
+                    let place = about(pod, None);
+                    let reason = "FailedToRetrieveImagePullSecret";
+                    self.shared.events.record(place, "Warning", reason, text);
+                }
+            }
+        }
+        secrets
+    }
+
     /// Has a container's image on the node.
     async fn image(&mut self, pod: &Pod, container: &ContainerSpec) -> Result<Image, Failure> {
         let name = container.image.clone().unwrap_or_default();
@@ -269,7 +293,8 @@ impl Starter {
         }
         events.record(place.clone(), "Normal", "Pulling", format!("Pulling image {name:?}"));
         let begun = self.shared.ctx.clock.monotonic();
-        if let Err(error) = runtime.pull(&name, None).await {
+        let login = login(&name, &self.pull_secrets(pod).await);
+        if let Err(error) = runtime.pull(&name, login).await {
             let text = format!("Failed to pull image {name:?}: {error}");
             events.record(place, "Warning", "Failed", text);
             let failures = self.pulls.entry(name.clone()).or_default();
