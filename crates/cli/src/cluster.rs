@@ -26,7 +26,7 @@ pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::R
     pki.components()?;
     let want_node = !args.no_node && !args.api_only;
     let own = match address::primary() {
-        None if want_node => Some(lone_address(args, &ctx).await?),
+        None if want_node => Some(lone_address(args, layout, &ctx).await?),
         own => own,
     };
     let mut hosts: Vec<String> = API_HOSTS.iter().map(ToString::to_string).collect();
@@ -134,12 +134,32 @@ fn control_plane(args: &Args, ca: &str, server: &Server, ctx: &Context) {
 
 /// An address for a machine that has none but loopback: the first of the pods' range, on `lo`. Pods reach it as their
 /// gateway.
-async fn lone_address(args: &Args, ctx: &Context) -> anyhow::Result<Ipv4Addr> {
+async fn lone_address(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Result<Ipv4Addr> {
     let (base, _) = proxy::routes::parse_cidr(&args.pod_cidr).context("--pod-cidr")?;
     let address = Ipv4Addr::from(u32::from(base) + 1);
+    remember(layout, "address", &address.to_string())?;
     proxy::routes::own_address(address, ctx).await?;
     tracing::info!(%address, "this machine has no address of its own, so it gets one");
     Ok(address)
+}
+
+/// Writes down what was done to the machine's network, for `down --purge` to undo.
+fn remember(layout: &Layout, what: &str, value: &str) -> anyhow::Result<()> {
+    let dir = layout.node().join("network");
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    std::fs::write(dir.join(what), value).with_context(|| format!("remember {what}"))
+}
+
+/// Undoes what [`remember`] wrote down.
+async fn undo(layout: &Layout, ctx: &Context) -> anyhow::Result<()> {
+    let read = |what: &str| std::fs::read_to_string(layout.node().join("network").join(what)).ok();
+    if let Some(cidr) = read("services") {
+        proxy::routes::remove_services(proxy::routes::parse_cidr(&cidr)?, ctx).await?;
+    }
+    if let Some(address) = read("address") {
+        proxy::routes::remove_own_address(address.parse().context("address")?, ctx).await?;
+    }
+    Ok(())
 }
 
 /// The parts of this machine as a node: agent and proxy.
@@ -153,6 +173,7 @@ async fn node(
 ) -> anyhow::Result<()> {
     let name = args.node_name.clone().unwrap_or_else(address::node_name);
     let services = proxy::routes::parse_cidr(&args.service_cidr).context("--service-cidr")?;
+    remember(layout, "services", &args.service_cidr)?;
     proxy::routes::services(services, own, ctx).await?;
     let channel = server.channel(User::authenticated("system:kube-proxy", &[]));
     let config = proxy::Config {
@@ -252,6 +273,8 @@ pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
             .block_on(node_agent::private_containerd(&config).stop(true))
             .context("stop the node's containers")?;
         proxy::nft::cleanup().context("remove packet rules")?;
+        let ctx = Context::new(tokio_util::sync::CancellationToken::new());
+        runtime.block_on(undo(layout, &ctx)).context("remove routes and addresses")?;
     }
     match std::fs::remove_dir_all(layout.dir()) {
         Ok(()) => Ok(()),
