@@ -269,12 +269,11 @@ pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     if layout.node().exists() {
         let config =
             node_agent::Config { data_dir: layout.node(), ..node_agent::Config::default() };
-        runtime
-            .block_on(node_agent::private_containerd(&config).stop(true))
-            .context("stop the node's containers")?;
         proxy::nft::cleanup().context("remove packet rules")?;
         let ctx = Context::new(tokio_util::sync::CancellationToken::new());
         runtime.block_on(undo(layout, &ctx)).context("remove routes and addresses")?;
+        // Last, since it removes what the lines above have read.
+        runtime.block_on(node_agent::purge(&config)).context("stop the node's containers")?;
     }
     match std::fs::remove_dir_all(layout.dir()) {
         Ok(()) => Ok(()),

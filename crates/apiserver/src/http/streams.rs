@@ -152,22 +152,7 @@ async fn session(
     request: &Request,
     query: &Query,
 ) -> Result<HttpResponse, ApiError> {
-    let text = |name: header::HeaderName| {
-        parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned()
-    };
-    let key = text(header::SEC_WEBSOCKET_KEY);
-    let offered = text(header::SEC_WEBSOCKET_PROTOCOL);
-    if !text(header::UPGRADE).eq_ignore_ascii_case("websocket") || key.is_empty() {
-        return Err(ApiError::BadRequest(
-            "Upgrade request required: exec and attach are served over WebSocket".into(),
-        ));
-    }
-    let protocol = PROTOCOLS.into_iter().find(|p| offered.split(',').any(|o| o.trim() == *p));
-    let Some(protocol) = protocol else {
-        return Err(ApiError::BadRequest(format!(
-            "unable to upgrade: none of the protocols {offered:?} is served, only {PROTOCOLS:?}"
-        )));
-    };
+    let (key, protocol) = protocol(parts)?;
     let place = place(api, request, query).await?;
     let start = Start {
         namespace: request.namespace.clone(),
@@ -225,6 +210,27 @@ async fn session(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     Ok(response)
+}
+
+/// The key and the protocol of a WebSocket handshake.
+fn protocol(parts: &Parts) -> Result<(String, &'static str), ApiError> {
+    let text = |name: header::HeaderName| {
+        parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned()
+    };
+    let key = text(header::SEC_WEBSOCKET_KEY);
+    let offered = text(header::SEC_WEBSOCKET_PROTOCOL);
+    if !text(header::UPGRADE).eq_ignore_ascii_case("websocket") || key.is_empty() {
+        return Err(ApiError::BadRequest(
+            "Upgrade request required: exec and attach are served over WebSocket".into(),
+        ));
+    }
+    let protocol = PROTOCOLS.into_iter().find(|p| offered.split(',').any(|o| o.trim() == *p));
+    let Some(protocol) = protocol else {
+        return Err(ApiError::BadRequest(format!(
+            "unable to upgrade: none of the protocols {offered:?} is served, only {PROTOCOLS:?}"
+        )));
+    };
+    Ok((key, protocol))
 }
 
 /// Moves messages both ways until the command ends or the client goes.
