@@ -150,7 +150,10 @@ fn numbers(path: &str, s: &Value, errs: &mut FieldErrors) {
 fn dns_config(path: &str, s: &Value, errs: &mut FieldErrors) {
     let d = &s["dnsConfig"];
     let servers = d["nameservers"].items();
-    if s["dnsPolicy"].text() == "None" && servers.is_empty() {
+    if s["dnsPolicy"].text() == "None" && d.is_null() {
+        let text = "must provide `dnsConfig` when `dnsPolicy` is None";
+        errs.required(format!("{path}.dnsConfig"), text);
+    } else if s["dnsPolicy"].text() == "None" && servers.is_empty() {
         errs.required(
             format!("{path}.dnsConfig.nameservers"),
             "must provide at least one DNS nameserver when `dnsPolicy` is None",
@@ -245,7 +248,7 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     let image = c["image"].text();
     if image.is_empty() {
         errs.required(format!("{at}.image"), "");
-    } else if image.trim() != image {
+    } else if image.trim() != image && at.starts_with("spec.") && !at.contains("template") {
         let text = "must not have leading or trailing whitespace";
         errs.invalid(format!("{at}.image"), image, text);
     }
@@ -268,7 +271,8 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
         probe(&format!("{at}.{key}"), &c[key], liveness, errs);
     }
     for hook in ["postStart", "preStop"] {
-        if c["lifecycle"].has(hook) {
+        let runs_to_end = at.contains("initContainers") && c["restartPolicy"].text() != "Always";
+        if c["lifecycle"].has(hook) && !runs_to_end {
             handler(&format!("{at}.lifecycle.{hook}"), &c["lifecycle"][hook], errs);
         }
     }
@@ -460,10 +464,10 @@ fn mounts(path: &str, v: &Value, volumes: &[String], errs: &mut FieldErrors) {
             errs.invalid(format!("{at}.mountPath"), mount_path, "must be unique");
         }
         for key in ["subPath", "subPathExpr"] {
-            local_path(&format!("{at}.{key}"), m[key].text(), errs);
+            local_path(&format!("{path}.{key}"), m[key].text(), errs);
         }
         let modes = ["Bidirectional", "HostToContainer", "None"];
-        one_of_if_set(&format!("{at}.mountPropagation"), &m["mountPropagation"], &modes, errs);
+        one_of_if_set(&format!("{path}.mountPropagation"), &m["mountPropagation"], &modes, errs);
     }
 }
 
@@ -596,6 +600,7 @@ fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
             "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
         );
     }
+    one_of_if_set(&format!("{at}.procMount"), &s["procMount"], &["Default", "Unmasked"], errs);
     let profile = &s["seccompProfile"];
     if !profile.is_null() {
         let known = ["Localhost", "RuntimeDefault", "Unconfined"];
@@ -753,10 +758,10 @@ fn tolerations(path: &str, v: &Value, errs: &mut FieldErrors) {
             }
             "Exists" if !t["value"].text().is_empty() => {
                 let text = "value must be empty when `operator` is 'Exists'";
-                errs.invalid(format!("{at}.operator"), t.clone(), text);
+                errs.invalid(format!("{at}.operator"), t["value"].clone(), text);
             }
             "Exists" | "Lt" | "Gt" => {}
-            _ => errs.not_supported(format!("{at}.operator"), op, &["Equal", "Exists", "Lt", "Gt"]),
+            _ => errs.not_supported(format!("{at}.operator"), op, &["Equal", "Exists"]),
         }
         if !t["effect"].text().is_empty() {
             let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -807,10 +812,11 @@ fn weight(at: &str, v: &Value, errs: &mut FieldErrors) {
 
 fn affinity_term(at: &str, t: &Value, errs: &mut FieldErrors) {
     super::label_selector(&format!("{at}.labelSelector"), &t["labelSelector"], errs);
-    match t["topologyKey"].text() {
-        "" => errs.required(format!("{at}.topologyKey"), "can not be empty"),
-        key => reasons(&format!("{at}.topologyKey"), key, name::qualified(key), errs),
+    let key = t["topologyKey"].text();
+    if key.is_empty() {
+        errs.required(format!("{at}.topologyKey"), "can not be empty");
     }
+    reasons(&format!("{at}.topologyKey"), key, name::qualified(key), errs);
 }
 
 fn node_selector_term(at: &str, t: &Value, errs: &mut FieldErrors) {
@@ -860,6 +866,17 @@ fn spread(path: &str, v: &Value, errs: &mut FieldErrors) {
                 c["whenUnsatisfiable"].clone(),
                 &known,
             );
+        }
+        if let Some(n) = c["minDomains"].as_int() {
+            let at = format!("{at}.minDomains");
+            if n <= 0 {
+                errs.invalid(&at, n, "must be greater than zero");
+            }
+            let when = c["whenUnsatisfiable"].text();
+            if when != "DoNotSchedule" {
+                let text = "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ";
+                errs.invalid(at, n, format!("{text}{when}"));
+            }
         }
         let pair = |c: &Value| (c["topologyKey"].clone(), c["whenUnsatisfiable"].clone());
         if list[..i].iter().any(|o| pair(o) == pair(c)) {
