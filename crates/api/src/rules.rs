@@ -9,7 +9,9 @@ pub mod meta;
 pub mod pod;
 pub mod pod_update;
 pub mod rbac;
+mod scheduling;
 pub mod service;
+mod volumes;
 
 use crate::catalog::Resource;
 use crate::error::FieldErrors;

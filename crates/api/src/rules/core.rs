@@ -317,6 +317,17 @@ pub fn limit_range(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
         if list[..i].iter().any(|o| o["type"] == l["type"]) {
             errs.duplicate(format!("{at}.type"), kind);
         }
+        let known = matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim");
+        if !known && !kind.contains('/') {
+            let text = "must be a standard limit type or fully qualified";
+            errs.invalid(format!("{at}.type"), kind, text);
+        }
+        let unbounded = !l["min"].has("storage") && !l["max"].has("storage");
+        if kind == "PersistentVolumeClaim" && unbounded {
+            let text =
+                "either minimum or maximum storage value is required, but neither was provided";
+            errs.required(format!("{at}.limits"), text);
+        }
         if kind == "Pod" {
             for f in ["default", "defaultRequest"] {
                 if !l[f].is_empty() {
@@ -344,7 +355,11 @@ fn limit_item(at: &str, l: &Value, errs: &mut FieldErrors) {
             if let (Some(a), Some(b)) = (q(low.0, k), q(high.0, k))
                 && a > b
             {
-                let shown = l[field][k].clone();
+                let shown = if high.0 == "max" && field == "default" {
+                    l["max"][k].clone()
+                } else {
+                    l[field][k].clone()
+                };
                 let text = format!("{} value {a} is greater than {} value {b}", low.1, high.1);
                 errs.invalid(format!("{at}.{field}[{k}]"), shown, text);
             }
@@ -422,6 +437,9 @@ fn quota_name(at: &str, key: &str, errs: &mut FieldErrors) {
             || bare.starts_with("hugepages-");
         if !known {
             errs.invalid(at, key, "must be a standard resource for quota");
+            if name::qualified(key).is_empty() {
+                errs.invalid(at, key, "must be a standard resource type or fully qualified");
+            }
         }
     }
 }
@@ -567,6 +585,9 @@ pub fn persistent_volume(new: &Value, old: Option<&Value>, errs: &mut FieldError
     }
     for extra in list.iter().skip(1) {
         errs.forbidden(format!("spec.{extra}"), "may not specify more than 1 volume type");
+    }
+    if spec.has("local") && spec["nodeAffinity"].is_null() {
+        errs.required("spec.nodeAffinity", "Local volume requires node affinity");
     }
     if spec.has("hostPath") && spec["hostPath"]["path"].text().is_empty() {
         errs.required("spec.hostPath.path", "");

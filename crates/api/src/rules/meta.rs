@@ -109,15 +109,13 @@ fn owner_reference(o: &Value, errs: &mut FieldErrors) {
 }
 
 fn finalizers(m: &Value, errs: &mut FieldErrors) {
-    for f in m["finalizers"].items() {
+    for (i, f) in m["finalizers"].items().iter().enumerate() {
         let text = f.text();
-        let wrong = name::qualified(text);
-        let well_formed = wrong.is_empty();
-        reasons("metadata.finalizers", text, wrong, errs);
+        reasons("metadata.finalizers", text, name::qualified(text), errs);
         let standard = matches!(text, "kubernetes" | "orphan" | "foregroundDeletion");
-        if well_formed && !text.contains('/') && !standard {
+        if !text.contains('/') && !standard {
             errs.invalid(
-                "metadata.finalizers",
+                format!("metadata.finalizers[{i}]"),
                 text,
                 "name is neither a standard finalizer name nor is it fully qualified",
             );
@@ -136,6 +134,9 @@ fn finalizers(m: &Value, errs: &mut FieldErrors) {
 /// Checks metadata against what it was.
 pub fn validate_update(new: &Value, old: &Value, errs: &mut FieldErrors) {
     let (n, o) = (&new["metadata"], &old["metadata"]);
+    labels("metadata.labels", &n["labels"], errs);
+    annotations(&n["annotations"], errs);
+    owner_references(&n["ownerReferences"], errs);
     if meta::deletion_timestamp(old).is_some() {
         let olds: Vec<&str> = meta::finalizers(old).collect();
         let added: Vec<String> =

@@ -1,5 +1,7 @@
 //! Rules of pods and pod templates.
 
+use super::scheduling::{affinity, spread, tolerations};
+use super::volumes::{mounts, volumes};
 use super::{labels, non_negative, one_of, one_of_if_set, port, port_number, reasons};
 use crate::error::{FieldErrors, FieldReason};
 use crate::name;
@@ -150,7 +152,10 @@ fn numbers(path: &str, s: &Value, errs: &mut FieldErrors) {
 fn dns_config(path: &str, s: &Value, errs: &mut FieldErrors) {
     let d = &s["dnsConfig"];
     let servers = d["nameservers"].items();
-    if s["dnsPolicy"].text() == "None" && servers.is_empty() {
+    if s["dnsPolicy"].text() == "None" && d.is_null() {
+        let text = "must provide `dnsConfig` when `dnsPolicy` is None";
+        errs.required(format!("{path}.dnsConfig"), text);
+    } else if s["dnsPolicy"].text() == "None" && servers.is_empty() {
         errs.required(
             format!("{path}.dnsConfig.nameservers"),
             "must provide at least one DNS nameserver when `dnsPolicy` is None",
@@ -245,7 +250,7 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     let image = c["image"].text();
     if image.is_empty() {
         errs.required(format!("{at}.image"), "");
-    } else if image.trim() != image {
+    } else if image.trim() != image && at.starts_with("spec.") && !at.contains("template") {
         let text = "must not have leading or trailing whitespace";
         errs.invalid(format!("{at}.image"), image, text);
     }
@@ -268,7 +273,8 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
         probe(&format!("{at}.{key}"), &c[key], liveness, errs);
     }
     for hook in ["postStart", "preStop"] {
-        if c["lifecycle"].has(hook) {
+        let runs_to_end = at.contains("initContainers") && c["restartPolicy"].text() != "Always";
+        if c["lifecycle"].has(hook) && !runs_to_end {
             handler(&format!("{at}.lifecycle.{hook}"), &c["lifecycle"][hook], errs);
         }
     }
@@ -441,41 +447,6 @@ fn env_from(path: &str, v: &Value, errs: &mut FieldErrors) {
     }
 }
 
-fn mounts(path: &str, v: &Value, volumes: &[String], errs: &mut FieldErrors) {
-    let list = v.items();
-    for (i, m) in list.iter().enumerate() {
-        let at = format!("{path}[{i}]");
-        let n = m["name"].text();
-        if n.is_empty() {
-            errs.required(format!("{at}.name"), "");
-        }
-        let mount_path = m["mountPath"].text();
-        if mount_path.is_empty() {
-            errs.required(format!("{at}.mountPath"), "");
-        }
-        if !n.is_empty() && !volumes.iter().any(|x| x == n) {
-            errs.not_found(format!("{at}.name"), n);
-        }
-        if list[..i].iter().any(|o| o["mountPath"].text() == mount_path) {
-            errs.invalid(format!("{at}.mountPath"), mount_path, "must be unique");
-        }
-        for key in ["subPath", "subPathExpr"] {
-            local_path(&format!("{at}.{key}"), m[key].text(), errs);
-        }
-        let modes = ["Bidirectional", "HostToContainer", "None"];
-        one_of_if_set(&format!("{at}.mountPropagation"), &m["mountPropagation"], &modes, errs);
-    }
-}
-
-fn local_path(at: &str, text: &str, errs: &mut FieldErrors) {
-    if text.starts_with('/') {
-        errs.invalid(at, text, "must be a relative path");
-    }
-    if text.split('/').any(|p| p == "..") {
-        errs.invalid(at, text, "must not contain '..'");
-    }
-}
-
 fn probe(at: &str, p: &Value, single_success: bool, errs: &mut FieldErrors) {
     if p.is_null() {
         return;
@@ -596,6 +567,7 @@ fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
             "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
         );
     }
+    one_of_if_set(&format!("{at}.procMount"), &s["procMount"], &["Default", "Unmasked"], errs);
     let profile = &s["seccompProfile"];
     if !profile.is_null() {
         let known = ["Localhost", "RuntimeDefault", "Unconfined"];
@@ -618,256 +590,6 @@ fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
             _ => {}
         }
         one_of(&format!("{at}.type"), &profile["type"], &known, errs);
-    }
-}
-
-/// Checks volumes and gives their names.
-fn volumes(path: &str, v: &Value, errs: &mut FieldErrors) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for (i, volume) in v.items().iter().enumerate() {
-        let at = format!("{path}[{i}]");
-        let n = volume["name"].text();
-        if n.is_empty() {
-            errs.required(format!("{at}.name"), "");
-        } else {
-            let wrong = name::dns_label(n);
-            if wrong.is_empty() && names.iter().any(|x| x == n) {
-                errs.duplicate(format!("{at}.name"), n);
-            }
-            reasons(&format!("{at}.name"), n, wrong, errs);
-        }
-        volume_source(&at, volume, errs);
-        names.push(n.to_owned());
-    }
-    names
-}
-
-fn volume_source(at: &str, v: &Value, errs: &mut FieldErrors) {
-    let sources: Vec<(&str, &Value)> =
-        v.members().filter(|(k, s)| *k != "name" && !s.is_null()).collect();
-    if sources.is_empty() {
-        errs.required(at, "must specify a volume type");
-    }
-    for (i, (key, s)) in sources.iter().enumerate() {
-        let at = format!("{at}.{key}");
-        if i > 0 {
-            errs.forbidden(at, "may not specify more than 1 volume type");
-            continue;
-        }
-        match *key {
-            "hostPath" => {
-                if s["path"].text().is_empty() {
-                    errs.required(format!("{at}.path"), "");
-                } else if s["path"].text().split('/').any(|p| p == "..") {
-                    errs.invalid(format!("{at}.path"), s["path"].clone(), "must not contain '..'");
-                }
-                let known = [
-                    "",
-                    "BlockDevice",
-                    "CharDevice",
-                    "Directory",
-                    "DirectoryOrCreate",
-                    "File",
-                    "FileOrCreate",
-                    "Socket",
-                ];
-                one_of_if_set(&format!("{at}.type"), &s["type"], &known, errs);
-            }
-            "secret" if s["secretName"].text().is_empty() => {
-                errs.required(format!("{at}.secretName"), "")
-            }
-            "configMap" if s["name"].text().is_empty() => errs.required(format!("{at}.name"), ""),
-            "persistentVolumeClaim" if s["claimName"].text().is_empty() => {
-                errs.required(format!("{at}.claimName"), "");
-            }
-            "nfs" => {
-                for key in ["server", "path"] {
-                    if s[key].text().is_empty() {
-                        errs.required(format!("{at}.{key}"), "");
-                    }
-                }
-            }
-            "emptyDir" => {
-                let limit = s["sizeLimit"].as_str().and_then(|q| Quantity::parse(q).ok());
-                if limit.is_some_and(Quantity::is_negative) {
-                    let text = "SizeLimit field must be a valid resource quantity";
-                    errs.forbidden(format!("{at}.sizeLimit"), text);
-                }
-            }
-            _ => {}
-        }
-        if matches!(*key, "secret" | "configMap" | "downwardAPI" | "projected") {
-            file_mode(&format!("{at}.defaultMode"), &s["defaultMode"], errs);
-            for (j, item) in s["items"].items().iter().enumerate() {
-                key_to_path(&format!("{at}.items[{j}]"), item, *key == "downwardAPI", errs);
-            }
-        }
-    }
-}
-
-fn file_mode(at: &str, v: &Value, errs: &mut FieldErrors) {
-    if v.as_int().is_some_and(|n| !(0..=0o777).contains(&n)) {
-        let text = "must be a number between 0 and 0777 (octal), both inclusive";
-        errs.invalid(at, v.clone(), text);
-    }
-}
-
-fn key_to_path(at: &str, item: &Value, downward: bool, errs: &mut FieldErrors) {
-    if !downward && item["key"].text().is_empty() {
-        errs.required(format!("{at}.key"), "");
-    }
-    match item["path"].text() {
-        "" => errs.required(format!("{at}.path"), ""),
-        p => local_path(&format!("{at}.path"), p, errs),
-    }
-    file_mode(&format!("{at}.mode"), &item["mode"], errs);
-}
-
-fn tolerations(path: &str, v: &Value, errs: &mut FieldErrors) {
-    for (i, t) in v.items().iter().enumerate() {
-        let at = format!("{path}[{i}]");
-        let (key, op) = (t["key"].text(), t["operator"].text());
-        if !key.is_empty() {
-            reasons(&format!("{at}.key"), key, name::qualified(key), errs);
-        } else if op != "Exists" {
-            errs.invalid(
-                format!("{at}.operator"),
-                op,
-                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
-            );
-        }
-        if t.has("tolerationSeconds") && t["effect"].text() != "NoExecute" {
-            errs.invalid(
-                format!("{at}.effect"),
-                t["effect"].text(),
-                "effect must be 'NoExecute' when `tolerationSeconds` is set",
-            );
-        }
-        match op {
-            "" | "Equal" => {
-                let value = t["value"].text();
-                let wrong = name::label_value(value);
-                if !wrong.is_empty() {
-                    errs.invalid(format!("{at}.operator"), value, wrong.join(";"));
-                }
-            }
-            "Exists" if !t["value"].text().is_empty() => {
-                let text = "value must be empty when `operator` is 'Exists'";
-                errs.invalid(format!("{at}.operator"), t.clone(), text);
-            }
-            "Exists" | "Lt" | "Gt" => {}
-            _ => errs.not_supported(format!("{at}.operator"), op, &["Equal", "Exists", "Lt", "Gt"]),
-        }
-        if !t["effect"].text().is_empty() {
-            let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-            one_of(&format!("{at}.effect"), &t["effect"], &known, errs);
-        }
-    }
-}
-
-fn affinity(path: &str, a: &Value, errs: &mut FieldErrors) {
-    let required = &a["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-    if !required.is_null() {
-        let at = format!("{path}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution");
-        let terms = required["nodeSelectorTerms"].items();
-        if terms.is_empty() {
-            errs.required(
-                format!("{at}.nodeSelectorTerms"),
-                "must have at least one node selector term",
-            );
-        }
-        for (i, t) in terms.iter().enumerate() {
-            node_selector_term(&format!("{at}.nodeSelectorTerms[{i}]"), t, errs);
-        }
-    }
-    let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
-    for (i, p) in a["nodeAffinity"][preferred].items().iter().enumerate() {
-        let at = format!("{path}.nodeAffinity.{preferred}[{i}]");
-        weight(&at, p, errs);
-        node_selector_term(&format!("{at}.preference"), &p["preference"], errs);
-    }
-    for kind in ["podAffinity", "podAntiAffinity"] {
-        let list = "requiredDuringSchedulingIgnoredDuringExecution";
-        for (i, t) in a[kind][list].items().iter().enumerate() {
-            affinity_term(&format!("{path}.{kind}.{list}[{i}]"), t, errs);
-        }
-        for (i, t) in a[kind][preferred].items().iter().enumerate() {
-            let at = format!("{path}.{kind}.{preferred}[{i}]");
-            weight(&at, t, errs);
-            affinity_term(&format!("{at}.podAffinityTerm"), &t["podAffinityTerm"], errs);
-        }
-    }
-}
-
-fn weight(at: &str, v: &Value, errs: &mut FieldErrors) {
-    if !v["weight"].as_int().is_some_and(|n| (1..=100).contains(&n)) {
-        errs.invalid(format!("{at}.weight"), v["weight"].clone(), "must be in the range 1-100");
-    }
-}
-
-fn affinity_term(at: &str, t: &Value, errs: &mut FieldErrors) {
-    super::label_selector(&format!("{at}.labelSelector"), &t["labelSelector"], errs);
-    match t["topologyKey"].text() {
-        "" => errs.required(format!("{at}.topologyKey"), "can not be empty"),
-        key => reasons(&format!("{at}.topologyKey"), key, name::qualified(key), errs),
-    }
-}
-
-fn node_selector_term(at: &str, t: &Value, errs: &mut FieldErrors) {
-    for (j, e) in t["matchExpressions"].items().iter().enumerate() {
-        let at = format!("{at}.matchExpressions[{j}]");
-        let n = e["values"].items().len();
-        match e["operator"].text() {
-            "In" | "NotIn" if n == 0 => {
-                errs.required(
-                    format!("{at}.values"),
-                    "must be specified when `operator` is 'In' or 'NotIn'",
-                );
-            }
-            "Exists" | "DoesNotExist" if n > 0 => {
-                let text = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errs.forbidden(format!("{at}.values"), text);
-            }
-            "Gt" | "Lt" if n != 1 => {
-                let text = "must be specified single value when `operator` is 'Lt' or 'Gt'";
-                errs.required(format!("{at}.values"), text);
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            op => errs.invalid(format!("{at}.operator"), op, "not a valid selector operator"),
-        }
-        reasons(&format!("{at}.key"), e["key"].text(), name::qualified(e["key"].text()), errs);
-    }
-}
-
-fn spread(path: &str, v: &Value, errs: &mut FieldErrors) {
-    let list = v.items();
-    for (i, c) in list.iter().enumerate() {
-        let at = format!("{path}[{i}]");
-        if c["maxSkew"].as_int().unwrap_or(0) <= 0 {
-            errs.invalid(
-                format!("{at}.maxSkew"),
-                c["maxSkew"].clone(),
-                "must be greater than zero",
-            );
-        }
-        if c["topologyKey"].text().is_empty() {
-            errs.required(format!("{at}.topologyKey"), "can not be empty");
-        }
-        let known = ["DoNotSchedule", "ScheduleAnyway"];
-        if !known.contains(&c["whenUnsatisfiable"].text()) {
-            errs.not_supported(
-                format!("{at}.whenUnsatisfiable"),
-                c["whenUnsatisfiable"].clone(),
-                &known,
-            );
-        }
-        let pair = |c: &Value| (c["topologyKey"].clone(), c["whenUnsatisfiable"].clone());
-        if list[..i].iter().any(|o| pair(o) == pair(c)) {
-            let shown =
-                format!("{{{}, {}}}", c["topologyKey"].text(), c["whenUnsatisfiable"].text());
-            errs.duplicate(format!("{at}.{{topologyKey, whenUnsatisfiable}}"), shown);
-        }
-        super::label_selector(&format!("{at}.labelSelector"), &c["labelSelector"], errs);
     }
 }
 

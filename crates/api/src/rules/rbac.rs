@@ -96,7 +96,7 @@ fn binding(new: &Value, old: Option<&Value>, namespaced: bool, errs: &mut FieldE
         n => super::reasons("roleRef.name", n, crate::name::path_segment(n), errs),
     }
     for (i, s) in new["subjects"].items().iter().enumerate() {
-        subject(&format!("subjects[{i}]"), s, errs);
+        subject(&format!("subjects[{i}]"), s, namespaced, errs);
     }
     if let Some(old) = old
         && old["roleRef"] != *role
@@ -105,7 +105,7 @@ fn binding(new: &Value, old: Option<&Value>, namespaced: bool, errs: &mut FieldE
     }
 }
 
-fn subject(path: &str, s: &Value, errs: &mut FieldErrors) {
+fn subject(path: &str, s: &Value, namespaced: bool, errs: &mut FieldErrors) {
     let name = s["name"].text();
     if name.is_empty() {
         errs.required(format!("{path}.name"), "");
@@ -123,7 +123,7 @@ fn subject(path: &str, s: &Value, errs: &mut FieldErrors) {
             if !s["apiGroup"].text().is_empty() {
                 errs.not_supported(format!("{path}.apiGroup"), s["apiGroup"].clone(), &[""]);
             }
-            if s["namespace"].text().is_empty() {
+            if !namespaced && s["namespace"].text().is_empty() {
                 errs.required(format!("{path}.namespace"), "");
             }
         }

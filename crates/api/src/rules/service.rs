@@ -185,9 +185,19 @@ fn traffic(spec: &Value, kind: &str, errs: &mut FieldErrors) {
     one_of_if_set("spec.trafficDistribution", &spec["trafficDistribution"], &known, errs);
     for (i, c) in spec["loadBalancerSourceRanges"].items().iter().enumerate() {
         if !is_cidr(c.text().trim()) {
-            let at = format!("spec.loadBalancerSourceRanges[{i}]");
+            let at = format!("spec.LoadBalancerSourceRanges[{i}]");
             errs.invalid(at, c.clone(), super::core::CIDR);
         }
+    }
+    if kind != "LoadBalancer" && !spec["loadBalancerSourceRanges"].is_empty() {
+        let text = "may only be used when `type` is 'LoadBalancer'";
+        errs.forbidden("spec.LoadBalancerSourceRanges", text);
+    }
+    let health = spec["healthCheckNodePort"].as_int().unwrap_or(0);
+    if health != 0 && !(kind == "LoadBalancer" && external.text() == "Local") {
+        let text =
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errs.invalid("spec.healthCheckNodePort", health, text);
     }
     if kind != "LoadBalancer" {
         for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
