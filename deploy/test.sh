@@ -18,5 +18,8 @@ fi
 step() { printf '\n== %s\n' "$*"; }
 step format; cargo fmt --all --check
 step lints; cargo clippy --workspace --all-targets --locked -- -D warnings
+step "build the images' programs"
+RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked \
+  --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
 step "build the daemons"; cargo build --workspace --bins --locked
 step tests; cargo nextest run --workspace --locked --no-fail-fast

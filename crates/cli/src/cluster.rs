@@ -1,5 +1,6 @@
 //! The daemons of one machine in one process, wired in memory.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,11 @@ const RESTART_MOST: Duration = Duration::from_secs(30);
 pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::Result<()> {
     let pki = Cluster::open(&layout.pki(), ctx.clock.now().as_second())?;
     pki.components()?;
-    let own = address::primary();
+    let want_node = !args.no_node && !args.api_only;
+    let own = match address::primary() {
+        None if want_node => Some(lone_address(args, layout, &ctx).await?),
+        own => own,
+    };
     let mut hosts: Vec<String> = API_HOSTS.iter().map(ToString::to_string).collect();
     hosts.extend(own.map(|a| a.to_string()));
     hosts.push(args.api_listen.ip().to_string());
@@ -48,6 +53,9 @@ pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::R
     kubeconfig::write(&layout.kubeconfig(), &url, pki.ca(), &admin)?;
     if !args.api_only {
         control_plane(args, pki.ca(), &server, &ctx);
+    }
+    if want_node {
+        node(args, layout, &server, &agents, own, &ctx).await?;
     }
     tracing::info!(url, kubeconfig = %layout.kubeconfig().display(), "cluster started");
     ctx.shutdown.cancelled().await;
@@ -124,6 +132,105 @@ fn control_plane(args: &Args, ca: &str, server: &Server, ctx: &Context) {
     });
 }
 
+/// An address for a machine that has none but loopback: the first of the pods' range, on `lo`. Pods reach it as their
+/// gateway.
+async fn lone_address(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Result<Ipv4Addr> {
+    let (base, _) = proxy::routes::parse_cidr(&args.pod_cidr).context("--pod-cidr")?;
+    let address = Ipv4Addr::from(u32::from(base) + 1);
+    remember(layout, "address", &address.to_string())?;
+    proxy::routes::own_address(address, ctx).await?;
+    tracing::info!(%address, "this machine has no address of its own, so it gets one");
+    Ok(address)
+}
+
+/// Writes down what was done to the machine's network, for `down --purge` to undo.
+fn remember(layout: &Layout, what: &str, value: &str) -> anyhow::Result<()> {
+    let dir = layout.node().join("network");
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    std::fs::write(dir.join(what), value).with_context(|| format!("remember {what}"))
+}
+
+/// Undoes what [`remember`] wrote down.
+async fn undo(layout: &Layout, ctx: &Context) -> anyhow::Result<()> {
+    let read = |what: &str| std::fs::read_to_string(layout.node().join("network").join(what)).ok();
+    if let Some(cidr) = read("services") {
+        proxy::routes::remove_services(proxy::routes::parse_cidr(&cidr)?, ctx).await?;
+    }
+    if let Some(address) = read("address") {
+        proxy::routes::remove_own_address(address.parse().context("address")?, ctx).await?;
+    }
+    Ok(())
+}
+
+/// The parts of this machine as a node: agent and proxy.
+async fn node(
+    args: &Args,
+    layout: &Layout,
+    server: &Server,
+    agents: &LocalAgents,
+    own: Option<Ipv4Addr>,
+    ctx: &Context,
+) -> anyhow::Result<()> {
+    let name = args.node_name.clone().unwrap_or_else(address::node_name);
+    let services = proxy::routes::parse_cidr(&args.service_cidr).context("--service-cidr")?;
+    remember(layout, "services", &args.service_cidr)?;
+    proxy::routes::services(services, own, ctx).await?;
+    let channel = server.channel(User::authenticated("system:kube-proxy", &[]));
+    let config = proxy::Config {
+        node_name: name.clone(),
+        pod_cidr: args.pod_cidr.clone(),
+        service_cidr: args.service_cidr.clone(),
+        ..proxy::Config::default()
+    };
+    supervise("proxy", ctx, move |inner| {
+        let (config, channel) = (config.clone(), channel.clone());
+        async move { proxy::start(&config, channel, inner).await }
+    });
+    let config = agent_config(args, layout, &name, own);
+    let user = format!("system:node:{name}");
+    let channel = server.channel(User::authenticated(&user, &["system:nodes"]));
+    let agents = agents.clone();
+    supervise("node agent", ctx, move |inner| {
+        let (config, channel) = (config.clone(), channel.clone());
+        let (agents, name) = (agents.clone(), name.clone());
+        async move {
+            let service = node_agent::start(&config, channel, &inner).await?;
+            let routes = tonic::service::Routes::new(service).prepare();
+            agents.insert(&name, daemon::channel::in_memory(routes, ()));
+            inner.shutdown.cancelled().await;
+            Ok(())
+        }
+    });
+    Ok(())
+}
+
+/// Where the static programs of our own images are: beside this one, or where cargo builds them.
+fn images_dir() -> String {
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.parent().map(|dir| dir.join("images"));
+    let triple = format!("{}-unknown-linux-gnu/release", std::env::consts::ARCH);
+    let built = own.parent().and_then(Path::parent).map(|dir| dir.join(triple));
+    let places = [beside, built].into_iter().flatten();
+    let found = places.into_iter().find(|dir| dir.join("ironclad-pause").exists());
+    found.map(|dir| dir.display().to_string()).unwrap_or_default()
+}
+
+fn agent_config(
+    args: &Args,
+    layout: &Layout,
+    name: &str,
+    own: Option<Ipv4Addr>,
+) -> node_agent::Config {
+    node_agent::Config {
+        node_name: name.to_owned(),
+        node_ip: own.map(|a| a.to_string()).unwrap_or_default(),
+        data_dir: layout.node(),
+        images_dir: images_dir(),
+        containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
+        ..node_agent::Config::default()
+    }
+}
+
 /// Runs a daemon in this process, and again with backoff whenever it ends before we do.
 fn supervise<F, R>(name: &'static str, ctx: &Context, run: F)
 where
@@ -156,8 +263,18 @@ where
     });
 }
 
-/// Removes what a stopped cluster has left behind.
+/// Removes what a stopped cluster has left behind: containers, rules, routes, files.
 pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if layout.node().exists() {
+        let config =
+            node_agent::Config { data_dir: layout.node(), ..node_agent::Config::default() };
+        proxy::nft::cleanup().context("remove packet rules")?;
+        let ctx = Context::new(tokio_util::sync::CancellationToken::new());
+        runtime.block_on(undo(layout, &ctx)).context("remove routes and addresses")?;
+        // Last, since it removes what the lines above have read.
+        runtime.block_on(node_agent::purge(&config)).context("stop the node's containers")?;
+    }
     match std::fs::remove_dir_all(layout.dir()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -59,8 +59,10 @@ impl Layout {
     pub(crate) fn running(&self) -> Option<nix::unistd::Pid> {
         let text = std::fs::read_to_string(self.pid()).ok()?;
         let pid: i32 = text.trim().parse().ok()?;
-        // The number may have been given to another program since.
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        name.trim().starts_with("ironclad").then_some(nix::unistd::Pid::from_raw(pid))
+        // The number may have been given to another program since, or to what is left of a killed one, which has no
+        // program any more.
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let name = program.file_name()?.to_str()?;
+        name.starts_with("ironclad").then_some(nix::unistd::Pid::from_raw(pid))
     }
 }

@@ -9,6 +9,7 @@ mod cluster;
 mod down;
 mod kubeconfig;
 mod layout;
+mod objects;
 mod status;
 mod up;
 
@@ -28,6 +29,14 @@ enum Command {
     Down(down::Args),
     /// Show how it is
     Status(status::Args),
+    /// Make the cluster have the objects of a file
+    Apply(objects::Apply),
+    /// Show objects
+    Get(objects::Get),
+    /// Delete the objects of a file
+    Delete(objects::Apply),
+    /// Wait until a Deployment is rolled out
+    Wait(objects::Wait),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +44,10 @@ fn main() -> ExitCode {
         Command::Up(args) => up::main(args),
         Command::Down(args) => down::main(&args),
         Command::Status(args) => status::main(&args),
+        Command::Apply(args) => objects::apply(&args),
+        Command::Get(args) => objects::get(&args),
+        Command::Delete(args) => objects::delete(&args),
+        Command::Wait(args) => objects::wait(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

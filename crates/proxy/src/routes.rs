@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Context as _;
 use daemon::Context;
 use futures::TryStreamExt as _;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// Reads `a.b.c.d/n`.
@@ -90,6 +91,22 @@ pub async fn own_address(address: Ipv4Addr, ctx: &Context) -> anyhow::Result<()>
         .execute()
         .await
         .context("bring lo up")
+}
+
+/// Takes such an address away again.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub async fn remove_own_address(address: Ipv4Addr, ctx: &Context) -> anyhow::Result<()> {
+    let handle = netlink(ctx)?;
+    let index = loopback(&handle).await?;
+    let mut found = handle.address().get().set_link_index_filter(index).execute();
+    while let Some(message) = found.try_next().await.context("list addresses")? {
+        if message.attributes.contains(&AddressAttribute::Local(IpAddr::V4(address))) {
+            handle.address().del(message).execute().await.context("remove the address")?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -379,3 +379,6 @@ fn size(changes: &Changes) -> usize {
     };
     changes.events.iter().map(|e| EVENT_BYTES + kv(&e.kv) + kv(&e.prev_kv)).sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,3 +18,8 @@ pub mod etcdserverpb {
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }
+
+/// The container runtime interface, as far as we use it (`proto/cri`).
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}

@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use wire::apiserver::exec_input::{Input, Resize, Start};
 use wire::apiserver::exec_output::Output;
@@ -151,22 +152,7 @@ async fn session(
     request: &Request,
     query: &Query,
 ) -> Result<HttpResponse, ApiError> {
-    let text = |name: header::HeaderName| {
-        parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned()
-    };
-    let key = text(header::SEC_WEBSOCKET_KEY);
-    let offered = text(header::SEC_WEBSOCKET_PROTOCOL);
-    if !text(header::UPGRADE).eq_ignore_ascii_case("websocket") || key.is_empty() {
-        return Err(ApiError::BadRequest(
-            "Upgrade request required: exec and attach are served over WebSocket".into(),
-        ));
-    }
-    let protocol = PROTOCOLS.into_iter().find(|p| offered.split(',').any(|o| o.trim() == *p));
-    let Some(protocol) = protocol else {
-        return Err(ApiError::BadRequest(format!(
-            "unable to upgrade: none of the protocols {offered:?} is served, only {PROTOCOLS:?}"
-        )));
-    };
+    let (key, protocol) = protocol(parts)?;
     let place = place(api, request, query).await?;
     let start = Start {
         namespace: request.namespace.clone(),
@@ -188,19 +174,30 @@ async fn session(
     input.send(first).await.map_err(|_| ApiError::Internal("session ended".into()))?;
     let mut agent = api.nodes.client(&place.node)?;
     let stream = ReceiverStream::new(inputs);
-    let outputs = if exec { agent.exec(stream).await } else { agent.attach(stream).await };
-    let outputs = outputs.map_err(|status| agent_error(&status))?.into_inner();
     let Some(upgrade) = parts.extensions.remove::<hyper::upgrade::OnUpgrade>() else {
         return Err(ApiError::BadRequest("this connection cannot be upgraded".into()));
     };
     ctx.tasks.job(async move {
-        match upgrade.await {
-            Ok(upgraded) => {
-                let io = TokioIo::new(upgraded);
-                let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
-                relay(socket, input, outputs).await;
+        let upgraded = match upgrade.await {
+            Ok(upgraded) => upgraded,
+            Err(error) => {
+                tracing::debug!(%error, "upgrade failed");
+                return;
             }
-            Err(error) => tracing::debug!(%error, "upgrade failed"),
+        };
+        let io = TokioIo::new(upgraded);
+        let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+        // Clients expect the upgrade first, and then to hear on the error channel what went wrong.
+        let outputs = if exec { agent.exec(stream).await } else { agent.attach(stream).await };
+        match outputs {
+            Ok(outputs) => relay(socket, input, outputs.into_inner()).await,
+            Err(status) => {
+                let mut message = vec![ERROR];
+                message.extend_from_slice(&failure(status.message()));
+                // The client may have gone already.
+                let _ = socket.send(Message::Binary(message.into())).await;
+                let _ = socket.send(goodbye()).await;
+            }
         }
     });
     let mut response = full(StatusCode::SWITCHING_PROTOCOLS, "text/plain", Bytes::new());
@@ -213,6 +210,27 @@ async fn session(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     Ok(response)
+}
+
+/// The key and the protocol of a WebSocket handshake.
+fn protocol(parts: &Parts) -> Result<(String, &'static str), ApiError> {
+    let text = |name: header::HeaderName| {
+        parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned()
+    };
+    let key = text(header::SEC_WEBSOCKET_KEY);
+    let offered = text(header::SEC_WEBSOCKET_PROTOCOL);
+    if !text(header::UPGRADE).eq_ignore_ascii_case("websocket") || key.is_empty() {
+        return Err(ApiError::BadRequest(
+            "Upgrade request required: exec and attach are served over WebSocket".into(),
+        ));
+    }
+    let protocol = PROTOCOLS.into_iter().find(|p| offered.split(',').any(|o| o.trim() == *p));
+    let Some(protocol) = protocol else {
+        return Err(ApiError::BadRequest(format!(
+            "unable to upgrade: none of the protocols {offered:?} is served, only {PROTOCOLS:?}"
+        )));
+    };
+    Ok((key, protocol))
 }
 
 /// Moves messages both ways until the command ends or the client goes.
@@ -256,12 +274,17 @@ async fn relay<S>(
                 }
                 if last {
                     // The client may have closed first.
-                    let _ = send.close().await;
+                    let _ = send.send(goodbye()).await;
                     return;
                 }
             }
         }
     }
+}
+
+/// The end of a session that went as it should; clients take any other code for a failure.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
 fn from_client(message: &Message) -> Option<Input> {
@@ -311,5 +334,6 @@ fn exit_status(code: i32) -> Vec<u8> {
 }
 
 fn failure(message: &str) -> Vec<u8> {
-    ApiError::Internal(message.to_owned()).to_status().to_bytes()
+    let message = format!("error executing command in container: {message}");
+    ApiError::Internal(message).to_status().to_bytes()
 }

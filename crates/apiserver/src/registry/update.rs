@@ -322,10 +322,11 @@ impl Api {
         if matches!(track, Track::Apply) {
             api::patch::apply::settle_unchanged(Some(old), &mut object);
         }
-        let errors = if request.subresource == "status" {
-            api::rules::validate_status_update(resource, &object, old)
-        } else {
-            api::rules::validate_update(resource, &object, old)
+        let errors = match request.subresource.as_str() {
+            "" => api::rules::validate_update(resource, &object, old),
+            // What these write is not the client's own choice.
+            "binding" | "finalize" => api::error::FieldErrors::new(),
+            _ => api::rules::validate_status_update(resource, &object, old),
         };
         if !errors.is_empty() {
             return Err(ApiError::invalid(&resource.group, &resource.kind, &request.name, errors));
