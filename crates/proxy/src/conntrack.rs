@@ -5,10 +5,9 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Context as _;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-
 use crate::model::{Front, Model, Protocol};
+use crate::netlink;
+use anyhow::Context as _;
 
 /// A flow as the kernel remembers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,41 +77,26 @@ pub fn forget(fronts: &[Front], model: &Model) -> anyhow::Result<usize> {
     }
     let mut stale = flows()?;
     stale.retain(|flow| is_stale(flow, fronts, model));
-    let socket = open()?;
     for flow in &stale {
-        socket
-            .send_to(&message(DELETE, ACKNOWLEDGE, &flow.name), &SocketAddr::new(0, 0), 0)
-            .context("forget a flow")?;
+        let socket = netlink::ask(&message(DELETE, ACKNOWLEDGE, &flow.name), 1)?;
         // The answer is of no interest: a flow that has ended meanwhile is gone as well.
         socket.recv_from_full().context("forget a flow")?;
     }
     Ok(stale.len())
 }
 
-fn open() -> anyhow::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER).context("open netlink")?;
-    socket.bind_auto().context("bind netlink")?;
-    Ok(socket)
-}
-
 /// All UDP flows over IPv4.
 fn flows() -> anyhow::Result<Vec<Flow>> {
-    const DONE: u16 = 3;
-    const ERROR: u16 = 2;
-    let socket = open()?;
-    socket.send_to(&message(GET, DUMP, &[]), &SocketAddr::new(0, 0), 0).context("ask for flows")?;
+    let socket = netlink::ask(&message(GET, DUMP, &[]), 1)?;
     let mut found = Vec::new();
     loop {
         let (answer, _) = socket.recv_from_full().context("read flows")?;
         let mut rest = answer.as_slice();
-        while let Some((kind, body)) = next_message(&mut rest) {
-            match kind {
-                DONE => return Ok(found),
-                ERROR => {
-                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    return Err(std::io::Error::from_raw_os_error(-code)).context("read flows");
-                }
-                _ => found.extend(body.get(FAMILY_BYTES..).and_then(flow)),
+        while let Some(message) = netlink::next(&mut rest) {
+            match message.kind {
+                netlink::DONE => return Ok(found),
+                netlink::ERROR => message.accepted().context("read flows")?,
+                _ => found.extend(message.body.get(FAMILY_BYTES..).and_then(flow)),
             }
         }
     }
@@ -128,15 +112,6 @@ fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
     message.extend_from_slice(&[IPV4, 0, 0, 0]);
     message.extend_from_slice(attributes);
     message
-}
-
-/// Takes a message off the front: its kind and what follows the header.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
-    let length = usize::try_from(u32::from_ne_bytes(*rest.first_chunk()?)).ok()?;
-    let message = rest.get(..length)?;
-    let body = message.get(HEADER_BYTES..)?;
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((u16::from_ne_bytes([message[4], message[5]]), body))
 }
 
 /// The attribute of this kind: as it is with its header, and what is in it.
@@ -219,7 +194,5 @@ mod tests {
         assert_eq!(flow(&[]), None);
         assert_eq!(flow(&[255, 255, 1, 0, 0]), None);
         assert_eq!(flow(&[0, 0, 0, 0]), None);
-        assert_eq!(next_message(&mut [0_u8; 3].as_slice()), None);
-        assert_eq!(next_message(&mut [0_u8; 20].as_slice()), None);
     }
 }

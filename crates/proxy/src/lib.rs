@@ -15,13 +15,13 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 mod config;
 pub mod conntrack;
 pub mod model;
+mod netlink;
 pub mod nft;
 pub mod routes;
 pub mod ruleset;
 
 pub use config::Config;
-use model::Model;
-use nft::PodNetwork;
+use model::{Model, PodNetwork};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);

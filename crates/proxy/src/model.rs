@@ -89,6 +89,23 @@ pub struct Model {
     pub fronts: BTreeMap<Front, Backend>,
 }
 
+/// The part of the network this node keeps rules for.
+#[derive(Debug, Clone, Copy)]
+pub struct PodNetwork {
+    /// Base of the cluster's pod range.
+    pub base: Ipv4Addr,
+    /// Bits of its prefix.
+    pub prefix: u8,
+}
+
+impl PodNetwork {
+    /// The prefix as a mask.
+    #[must_use]
+    pub fn bits(self) -> [u8; 4] {
+        (u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)).to_be_bytes()
+    }
+}
+
 fn ready(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
 }

@@ -6,31 +6,27 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_void};
-use std::net::Ipv4Addr;
 use std::ptr::NonNull;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use anyhow::Context as _;
 use nftnl::expr::Expression;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
 use nftnl_sys as sys;
 
-use crate::model::{Front, Protocol, Target};
+use crate::model::{Front, PodNetwork, Protocol, Target};
+use crate::netlink;
 use crate::ruleset::{self, Op, Ruleset, Verdict};
 
 const TABLE: &CStr = c"ironclad";
+const REFUSE: &CStr = c"refuse";
 /// Set on packets whose source is to become the node's.
 const MARK: u32 = 0x4000;
-/// What the kernel may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 // Registers of four bytes; see nftables' `enum nft_registers`.
 const R0: u32 = 8;
 const R1: u32 = 9;
 const R2: u32 = 10;
 const VERDICT: u32 = 0;
-
 const JUMP: i32 = -3;
 
 /// A type of keys or values: the number that tools print it by, and its length in the kernel.
@@ -285,30 +281,21 @@ impl Set {
         Self { name: name.to_owned(), id, flags, key, value, timeout_s: 0 }
     }
 
-    /// Where fronts of this kind are looked up: those that are served, or those that are not.
+    /// Where fronts are looked up: addresses or the node's ports, those that are served or those that are not.
+    fn fronts(addresses: bool, served: bool) -> Self {
+        let (name, id) = match (addresses, served) {
+            (true, true) => (c"services", 1),
+            (false, true) => (c"node-ports", 2),
+            (true, false) => (c"unserved", 3),
+            (false, false) => (c"unserved-ports", 4),
+        };
+        let key = if addresses { ADDRESS_PROTOCOL_PORT } else { PROTOCOL_PORT };
+        Self::fixed(name, id, key, Some(VERDICTS))
+    }
+
     fn of(front: &Front, verdict: &Verdict) -> Self {
-        match (front, verdict) {
-            (Front::Address(..), Verdict::Chain(_)) => Self::services(),
-            (Front::NodePort(..), Verdict::Chain(_)) => Self::node_ports(),
-            (Front::Address(..), Verdict::Refuse) => Self::unserved(),
-            (Front::NodePort(..), Verdict::Refuse) => Self::unserved_ports(),
-        }
-    }
-
-    fn services() -> Self {
-        Self::fixed(c"services", 1, ADDRESS_PROTOCOL_PORT, Some(VERDICTS))
-    }
-
-    fn node_ports() -> Self {
-        Self::fixed(c"node-ports", 2, PROTOCOL_PORT, Some(VERDICTS))
-    }
-
-    fn unserved() -> Self {
-        Self::fixed(c"unserved", 3, ADDRESS_PROTOCOL_PORT, Some(VERDICTS))
-    }
-
-    fn unserved_ports() -> Self {
-        Self::fixed(c"unserved-ports", 4, PROTOCOL_PORT, Some(VERDICTS))
+        let served = matches!(verdict, Verdict::Chain(_));
+        Self::fronts(matches!(front, Front::Address(..)), served)
     }
 
     fn loops() -> Self {
@@ -421,21 +408,6 @@ unsafe impl NlMsg for SetMessage<'_> {
 /// Elements of one message: what a page of the batch holds with room to spare.
 const ELEMENTS_PER_MESSAGE: usize = 200;
 
-/// The part of the network this node keeps rules for.
-#[derive(Debug, Clone, Copy)]
-pub struct PodNetwork {
-    /// Base of the cluster's pod range.
-    pub base: Ipv4Addr,
-    /// Bits of its prefix.
-    pub prefix: u8,
-}
-
-impl PodNetwork {
-    fn bits(self) -> [u8; 4] {
-        (u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)).to_be_bytes()
-    }
-}
-
 fn add_rule(batch: &mut Batch, chain: &Chain<'_>, expressions: impl IntoIterator<Item = Expr>) {
     let mut rule = Rule::new(chain);
     for expression in expressions {
@@ -446,17 +418,15 @@ fn add_rule(batch: &mut Batch, chain: &Chain<'_>, expressions: impl IntoIterator
 
 /// A key as the map has it: each part fills whole registers.
 fn key(front: &Front) -> Vec<u8> {
-    let part = |protocol: u8, port: u16| {
-        let port = port.to_be_bytes();
-        [protocol, 0, 0, 0, port[0], port[1], 0, 0]
+    let part = |protocol: Protocol, port: u16| {
+        let [high, low] = port.to_be_bytes();
+        [protocol.number(), 0, 0, 0, high, low, 0, 0]
     };
     match front {
         Front::Address(address, protocol, port) => {
-            let mut key = address.octets().to_vec();
-            key.extend_from_slice(&part(protocol.number(), *port));
-            key
+            [&address.octets()[..], &part(*protocol, *port)].concat()
         }
-        Front::NodePort(protocol, port) => part(protocol.number(), *port).to_vec(),
+        Front::NodePort(protocol, port) => part(*protocol, *port).to_vec(),
     }
 }
 
@@ -480,10 +450,10 @@ pub fn rebuild(rules: &Ruleset, pods: PodNetwork) -> anyhow::Result<()> {
     writer.batch.add(&table, MsgType::Add);
     writer.batch.add(&table, MsgType::Del);
     writer.batch.add(&table, MsgType::Add);
-    let fixed =
-        [Set::services(), Set::node_ports(), Set::unserved(), Set::unserved_ports(), Set::loops()];
-    for set in &fixed {
-        writer.batch.add(&SetMessage(set, Part::New), MsgType::Add);
+    let both = [true, false];
+    let fronts = both.iter().flat_map(|addresses| both.map(|s| Set::fronts(*addresses, s)));
+    for set in fronts.chain([Set::loops()]) {
+        writer.set(&set, Part::New);
     }
     add_hooks(&mut writer.batch, &table);
     add_masquerade(&mut writer.batch, &table, pods);
@@ -562,10 +532,10 @@ impl<'a> Writer<'a> {
                 self.set(&Set::of(front, verdict), Part::Take(&element));
             }
             Op::AddLoop(pod) => {
-                self.set(&Set::loops(), Part::Put(&[(twice(*pod), Value::None)]));
+                self.set(&Set::loops(), Part::Put(&[(pod.octets().repeat(2), Value::None)]));
             }
             Op::RemoveLoop(pod) => {
-                self.set(&Set::loops(), Part::Take(&[(twice(*pod), Value::None)]));
+                self.set(&Set::loops(), Part::Take(&[(pod.octets().repeat(2), Value::None)]));
             }
         }
         Ok(())
@@ -633,11 +603,6 @@ fn send_to(target: &Target) -> [Expr; 3] {
     [address, immediate(&target.port.to_be_bytes(), R1), new_destination()]
 }
 
-/// The key of a packet from a pod to itself.
-fn twice(pod: Ipv4Addr) -> Vec<u8> {
-    pod.octets().repeat(2)
-}
-
 /// Where packets meet the maps: on arrival, and when this machine itself sends them.
 fn add_hooks(batch: &mut Batch, table: &Table) {
     const DESTINATION_NAT: i32 = -100;
@@ -647,17 +612,17 @@ fn add_hooks(batch: &mut Batch, table: &Table) {
         chain.set_hook(hook, DESTINATION_NAT);
         chain.set_policy(Policy::Accept);
         batch.add(&chain, MsgType::Add);
-        let services = [
-            destination(R0),
-            protocol(R1),
-            destination_port(R2),
-            look_up(&Set::services(), R0, Some(VERDICT)),
-        ];
-        add_rule(batch, &chain, services);
-        let ports =
-            [protocol(R0), destination_port(R1), look_up(&Set::node_ports(), R0, Some(VERDICT))];
-        add_rule(batch, &chain, to_this_machine().into_iter().chain(ports));
+        add_look_ups(batch, &chain, true);
     }
+}
+
+/// The rules that look a packet's destination up, as an address and as a port of this machine.
+fn add_look_ups(batch: &mut Batch, chain: &Chain<'_>, served: bool) {
+    let look_up = |addresses: bool| look_up(&Set::fronts(addresses, served), R0, Some(VERDICT));
+    let address = [destination(R0), protocol(R1), destination_port(R2), look_up(true)];
+    add_rule(batch, chain, address);
+    let port = [protocol(R0), destination_port(R1), look_up(false)];
+    add_rule(batch, chain, to_this_machine().into_iter().chain(port));
 }
 
 /// Gives the node's address to marked packets, and to those that pods send out of the cluster.
@@ -689,8 +654,6 @@ fn add_masquerade(batch: &mut Batch, table: &Table, pods: PodNetwork) {
     add_rule(batch, &chain, leaving);
 }
 
-const REFUSE: &CStr = c"refuse";
-
 /// Refuses connections to Services that nobody serves.
 fn add_refusals(batch: &mut Batch, table: &Table) {
     const FILTER: i32 = 0;
@@ -708,19 +671,7 @@ fn add_refusals(batch: &mut Batch, table: &Table) {
         chain.set_hook(hook, FILTER);
         chain.set_policy(Policy::Accept);
         batch.add(&chain, MsgType::Add);
-        let rule = [
-            destination(R0),
-            protocol(R1),
-            destination_port(R2),
-            look_up(&Set::unserved(), R0, Some(VERDICT)),
-        ];
-        add_rule(batch, &chain, rule);
-        let rule = [
-            protocol(R0),
-            destination_port(R1),
-            look_up(&Set::unserved_ports(), R0, Some(VERDICT)),
-        ];
-        add_rule(batch, &chain, to_this_machine().into_iter().chain(rule));
+        add_look_ups(batch, &chain, false);
     }
 }
 
@@ -738,67 +689,10 @@ pub fn cleanup() -> anyhow::Result<()> {
 
 /// Sends a batch and waits until every message of it is acknowledged.
 fn send(batch: &nftnl::FinalizedBatch) -> anyhow::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER).context("open netlink")?;
-    socket.bind_auto().context("bind netlink")?;
     let mut whole = Vec::new();
     for page in batch {
         whole.extend_from_slice(page);
     }
-    // SAFETY: plain integers for the two options; the descriptor is open as long as the socket.
-    unsafe {
-        use std::os::fd::AsRawFd as _;
-        let size = libc::c_int::try_from(whole.len() + (1 << 20)).unwrap_or(libc::c_int::MAX);
-        for option in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw const size).cast(),
-                libc::socklen_t::try_from(size_of_val(&size)).unwrap_or(4),
-            );
-        }
-        let timeout = libc::timeval {
-            tv_sec: libc::time_t::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(5),
-            tv_usec: 0,
-        };
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const timeout).cast(),
-            libc::socklen_t::try_from(size_of_val(&timeout)).unwrap_or(16),
-        );
-    }
-    socket.send_to(&whole, &SocketAddr::new(0, 0), 0).context("send rules")?;
-    let mut left = batch.sequence_numbers().len();
-    while left > 0 {
-        let (answer, _) = socket.recv_from_full().context("no answer from nftables")?;
-        left = left.saturating_sub(acknowledged(&answer)?);
-    }
-    Ok(())
-}
-
-/// How many messages an answer acknowledges.
-fn acknowledged(mut answer: &[u8]) -> anyhow::Result<usize> {
-    const HEADER_BYTES: usize = 16;
-    const ERROR: u16 = 2;
-    let number = |bytes: &[u8], at: usize| -> Option<u32> {
-        Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-    };
-    let mut count = 0;
-    while let Some(length) = number(answer, 0).filter(|_| answer.len() >= HEADER_BYTES) {
-        let length = usize::try_from(length)?.max(HEADER_BYTES);
-        let kind = u16::from_ne_bytes([answer[4], answer[5]]);
-        if kind == ERROR {
-            let code = number(answer, HEADER_BYTES).map_or(0, u32::cast_signed);
-            if code != 0 {
-                let message = number(answer, 8).unwrap_or(0);
-                let error = std::io::Error::from_raw_os_error(-code);
-                bail!("nftables refused message {message} of the batch: {error}");
-            }
-            count += 1;
-        }
-        answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(count)
+    let count = batch.sequence_numbers().len();
+    netlink::acknowledged(&netlink::ask(&whole, count)?, count)
 }

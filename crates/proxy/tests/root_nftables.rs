@@ -5,12 +5,15 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use proxy::model::{Backend, Front, Masquerade, Model, Protocol, Target};
-use proxy::nft::{self, PodNetwork};
+use proxy::model::{Backend, Front, Masquerade, Model, PodNetwork, Protocol, Target};
+use proxy::nft;
+use serde_json::json;
+use testkit::fake_api::FakeApi;
+use tokio_util::sync::CancellationToken;
 
 const PODS: PodNetwork = PodNetwork { base: Ipv4Addr::new(10, 244, 0, 0), prefix: 16 };
 const CLUSTER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
@@ -124,6 +127,13 @@ fn rules() -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// What the kernel calls our table, a new name for each one.
+fn table_handle() -> String {
+    let listing = ["-j", "list", "tables"];
+    let output = Command::new("nft").args(listing).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// The rules in the kernel, changed step by step as the daemon does.
 struct Kernel(Option<Model>);
 
@@ -234,5 +244,112 @@ fn needs_root_and_nftables_a_udp_client_follows_its_service() {
     assert_eq!((ask(), ask()), (5, 5));
     kernel.set(model(&[&two], None, Masquerade::Always));
     assert_eq!((ask(), ask()), (6, 6), "the flow to the pod that is gone is forgotten");
+    nft::cleanup().unwrap();
+}
+
+/// Runs the daemon against `api` until the future is through, then stops it as `kill -9` would: without any goodbye.
+fn with_daemon<T>(api: &FakeApi, until: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let config = proxy::Config { node_name: "n1".into(), ..proxy::Config::default() };
+    let ctx = daemon::Context::new(CancellationToken::new());
+    runtime.block_on(async {
+        let (channel, inner) = (api.channel(), ctx.clone());
+        ctx.tasks.part("proxy", async move { proxy::start(&config, channel, inner).await });
+        until.await
+    })
+}
+
+/// Waits until the Service answers, or no longer does.
+async fn answers(wanted: bool) {
+    for _ in 0..200 {
+        // Off the thread on which the daemon runs.
+        let answer = tokio::task::spawn_blocking(|| ask(CLUSTER, 80)).await.unwrap();
+        if answer.is_ok() == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{}", rules());
+}
+
+#[test]
+fn needs_root_and_nftables_the_daemon_follows_the_objects_and_restarts_without_a_gap() {
+    node();
+    let five = Space::new([10, 244, 0, 5].into());
+    five.serve();
+    let api = FakeApi::new();
+    let spec = json!({"clusterIP": CLUSTER, "ports": [{"port": 80}]});
+    let service = json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec});
+    let slice = |ready: bool| {
+        let labels = json!({"kubernetes.io/service-name": "web"});
+        json!({
+            "metadata": {"name": "web-1", "namespace": "ns", "labels": labels},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
+            "endpoints": [{"addresses": [five.address], "conditions": {"ready": ready}}]
+        })
+    };
+    api.put("", "services", service);
+    api.put("discovery.k8s.io", "endpointslices", slice(false));
+    with_daemon(&api, async {
+        answers(false).await;
+        api.put("discovery.k8s.io", "endpointslices", slice(true));
+        answers(true).await;
+    });
+
+    // The rules outlive the daemon, and its successor replaces them in one step.
+    let (stop, stopped) = channel::<()>();
+    let client = std::thread::spawn(move || {
+        let mut asked = 0;
+        while let Err(TryRecvError::Empty) = stopped.try_recv() {
+            ask(CLUSTER, 80).unwrap();
+            asked += 1;
+        }
+        asked
+    });
+    for _ in 0..10 {
+        let before = table_handle();
+        with_daemon(&api, async {
+            while table_handle() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    drop(stop);
+    assert!(client.join().expect("no request fails") > 0);
+    nft::cleanup().unwrap();
+}
+
+#[test]
+fn needs_root_and_nftables_many_services_and_many_pods_fit() {
+    const SERVICES: u16 = 2000;
+    node();
+    let five = Space::new([10, 244, 0, 5].into());
+    let pod = five.serve();
+    let target = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        Target { address: [10, 244, high + 1, low].into(), port: 8080 }
+    };
+    let mut many = model(&[&pod], None, Masquerade::Always);
+    for n in 0..SERVICES {
+        let [high, low] = n.to_be_bytes();
+        let front = Front::Address([10, 96, high + 1, low].into(), Protocol::Tcp, 80);
+        let targets = vec![target(n), pod.clone()];
+        many.fronts.insert(front, Backend { targets, ..Backend::default() });
+    }
+    let wide = Front::Address(CLUSTER, Protocol::Tcp, 81);
+    let targets = (0..500).map(target).collect();
+    many.fronts.insert(wide, Backend { targets, ..Backend::default() });
+    let mut kernel = Kernel(None);
+    kernel.set(many.clone());
+    assert_eq!(ask(CLUSTER, 80).unwrap().0, 5);
+    let listed = rules();
+    assert!(listed.contains("10.244.2.243 . 8080"), "the last of 500 targets is there");
+
+    // One change among many, then all gone at once.
+    many.fronts.insert(wide, Backend { targets: vec![pod.clone()], ..Backend::default() });
+    kernel.set(many);
+    assert_eq!(ask(CLUSTER, 81).unwrap().0, 5);
+    kernel.set(Model::default());
+    assert!(!rules().contains("svc-"));
     nft::cleanup().unwrap();
 }
