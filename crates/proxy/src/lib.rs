@@ -1,7 +1,8 @@
 //! Service virtual addresses on one node.
 //!
-//! [`model`] turns Services and EndpointSlices into what this node has to do, purely; [`nft`] writes it into the kernel
-//! as one table in one transaction; [`routes`] sees to it that the kernel lets packets get that far.
+//! [`model`] turns Services and EndpointSlices into what this node has to do, and [`ruleset`] into rules and the changes
+//! between them, purely; [`nft`] writes each change into the kernel in one transaction, [`conntrack`] forgets flows to
+//! pods that are gone, and [`routes`] sees to it that the kernel lets packets get that far.
 
 use std::time::Duration;
 
@@ -12,13 +13,15 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 mod config;
+pub mod conntrack;
 pub mod model;
+mod netlink;
 pub mod nft;
 pub mod routes;
+pub mod ruleset;
 
 pub use config::Config;
-use model::Model;
-use nft::PodNetwork;
+use model::{Model, PodNetwork};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
@@ -60,8 +63,8 @@ pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::R
         let wait = if written.as_ref() == Some(&model) {
             None
         } else {
-            let next = model.clone();
-            let result = ctx.tasks.blocking(move || nft::apply(&next, pods)).await;
+            let (old, next) = (written.take(), model.clone());
+            let result = ctx.tasks.blocking(move || write(old.as_ref(), &next, pods)).await;
             match result.map_err(anyhow::Error::from).and_then(|r| r) {
                 Ok(()) => {
                     tracing::debug!(fronts = model.fronts.len(), "rules written");
@@ -92,6 +95,26 @@ pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::R
             () = ctx.shutdown.cancelled() => {}
             () = changed => {}
         }
+    }
+    Ok(())
+}
+
+/// Brings the kernel from `old` to `new`. Where the past is not known, as after a start or a failure, the whole table is
+/// replaced at once; else only what differs is sent.
+///
+/// # Errors
+/// When the kernel refuses; its rules are then as they were.
+pub fn write(old: Option<&Model>, new: &Model, pods: PodNetwork) -> anyhow::Result<()> {
+    let rules = ruleset::ruleset(new);
+    match old {
+        None => nft::rebuild(&rules, pods)?,
+        Some(old) => nft::apply(&ruleset::diff(&ruleset::ruleset(old), &rules), pods)?,
+    }
+    match conntrack::forget(&conntrack::changed(old, new), new) {
+        Ok(0) => {}
+        Ok(flows) => tracing::debug!(flows, "stale flows forgotten"),
+        // The rules stand; the flows end by themselves once their clients pause.
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "stale flows not forgotten"),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 /// A transport protocol that can be balanced.
@@ -64,10 +64,22 @@ pub struct Target {
 pub struct Backend {
     /// In order; none means that connections are refused.
     pub targets: Vec<Target>,
-    /// A client keeps its pod.
-    pub affinity: bool,
-    /// The source address is replaced by the node's, so that answers come back this way.
-    pub masquerade: bool,
+    /// A client keeps its pod until it was silent for so many seconds.
+    pub affinity_s: Option<u32>,
+    /// Whose source address is replaced.
+    pub masquerade: Masquerade,
+}
+
+/// Whose source address is replaced by the node's, so that answers come back this way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Pods see who asks.
+    #[default]
+    Never,
+    /// That of all but pods.
+    Outsiders,
+    /// Everybody's.
+    Always,
 }
 
 /// All fronts of one node.
@@ -75,6 +87,23 @@ pub struct Backend {
 pub struct Model {
     /// By where traffic arrives.
     pub fronts: BTreeMap<Front, Backend>,
+}
+
+/// The part of the network this node keeps rules for.
+#[derive(Debug, Clone, Copy)]
+pub struct PodNetwork {
+    /// Base of the cluster's pod range.
+    pub base: Ipv4Addr,
+    /// Bits of its prefix.
+    pub prefix: u8,
+}
+
+impl PodNetwork {
+    /// The prefix as a mask.
+    #[must_use]
+    pub fn bits(self) -> [u8; 4] {
+        (u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)).to_be_bytes()
+    }
 }
 
 fn ready(endpoint: &Endpoint) -> bool {
@@ -116,6 +145,14 @@ fn targets(port: &ServicePort, slices: &[&EndpointSlice], local_to: Option<&str>
     found.into_iter().collect()
 }
 
+/// How long a client keeps its pod; three hours where the Service does not say.
+fn affinity_timeout_s(spec: &ServiceSpec) -> u32 {
+    const DEFAULT_S: u32 = 3 * 60 * 60;
+    let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+    let seconds = config.and_then(|c| c.timeout_seconds);
+    seconds.and_then(|s| u32::try_from(s).ok()).filter(|s| *s > 0).unwrap_or(DEFAULT_S)
+}
+
 impl Model {
     /// What `services` and their `slices` ask of the node called `node`.
     #[must_use]
@@ -150,7 +187,8 @@ impl Model {
         let inside = (spec.internal_traffic_policy.as_deref() == Some("Local")).then_some(node);
         let local = spec.external_traffic_policy.as_deref() == Some("Local");
         let outside = local.then_some(node);
-        let affinity = spec.session_affinity.as_deref() == Some("ClientIP");
+        let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
+        let affinity_s = sticky.then(|| affinity_timeout_s(spec));
         let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
         let balancers = status.iter().flat_map(|l| l.ingress.iter().flatten());
         let balancers = balancers.filter_map(|i| i.ip.as_deref()?.parse::<Ipv4Addr>().ok());
@@ -159,20 +197,22 @@ impl Model {
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = Protocol::read(port.protocol.as_deref()) else { continue };
             let Ok(number) = u16::try_from(port.port) else { continue };
-            let backend = |local_to: Option<&str>, masquerade: bool| Backend {
+            let backend = |local_to: Option<&str>, masquerade: Masquerade| Backend {
                 targets: targets(port, slices, local_to),
-                affinity,
+                affinity_s,
                 masquerade,
             };
+            let from_outside = if local { Masquerade::Never } else { Masquerade::Always };
             let front = Front::Address(cluster_ip, protocol, number);
-            self.fronts.insert(front, backend(inside, false));
+            self.fronts.insert(front, backend(inside, Masquerade::Outsiders));
             for address in &external {
                 let front = Front::Address(*address, protocol, number);
-                self.fronts.insert(front, backend(outside, !local));
+                self.fronts.insert(front, backend(outside, from_outside));
             }
             let node_port = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
             if let Some(number) = node_port {
-                self.fronts.insert(Front::NodePort(protocol, number), backend(outside, !local));
+                self.fronts
+                    .insert(Front::NodePort(protocol, number), backend(outside, from_outside));
             }
         }
     }
@@ -245,6 +285,6 @@ mod tests {
         assert_eq!(addresses(&model, CLUSTER).len(), 2);
         let front = Front::NodePort(Protocol::Tcp, 30080);
         assert_eq!(addresses(&model, front), ["10.0.0.1"]);
-        assert!(!model.fronts[&front].masquerade);
+        assert_eq!(model.fronts[&front].masquerade, Masquerade::Never);
     }
 }

@@ -1,41 +1,56 @@
-//! The kernel's packet rules, through nftnl: one table, replaced as a whole in one transaction.
+//! The kernel's packet rules, through nftnl: one table, made anew at the start and then changed, each time in one
+//! transaction.
 //!
 //! The only file that names nftnl, and the only one with `unsafe`: nftnl wraps neither maps nor `numgen`, `jhash` and
 //! `fib`, so those are built with its C functions. Every such call gets pointers that live until it returns.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_void};
-use std::net::Ipv4Addr;
 use std::ptr::NonNull;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use anyhow::Context as _;
 use nftnl::expr::Expression;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
 use nftnl_sys as sys;
 
-use crate::model::{Backend, Front, Model, Protocol, Target};
+use crate::model::{Front, PodNetwork, Protocol, Target};
+use crate::netlink;
+use crate::ruleset::{self, Op, Ruleset, Verdict};
 
 const TABLE: &CStr = c"ironclad";
-const SERVICES: &CStr = c"services";
-const NODE_PORTS: &CStr = c"node-ports";
+const REFUSE: &CStr = c"refuse";
 /// Set on packets whose source is to become the node's.
 const MARK: u32 = 0x4000;
-/// What the kernel may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 // Registers of four bytes; see nftables' `enum nft_registers`.
 const R0: u32 = 8;
 const R1: u32 = 9;
 const R2: u32 = 10;
 const VERDICT: u32 = 0;
-
 const JUMP: i32 = -3;
 
-/// The data type "verdict" of a map.
-const TYPE_VERDICT: u32 = 0xffff_ff00;
+/// A type of keys or values: the number that tools print it by, and its length in the kernel.
+#[derive(Debug, Clone, Copy)]
+struct Type(u32, u32);
+
+const INTEGER: Type = Type(4, 4);
+const ADDRESS: Type = Type(7, 4);
+/// Types in one key are numbered by six bits each: address 7, protocol 12, port 13.
+const ADDRESS_PROTOCOL_PORT: Type = Type(7 << 12 | 12 << 6 | 13, 12);
+const PROTOCOL_PORT: Type = Type(12 << 6 | 13, 8);
+const ADDRESS_PORT: Type = Type(7 << 6 | 13, 8);
+const ADDRESS_ADDRESS: Type = Type(7 << 6 | 7, 8);
+const VERDICTS: Type = Type(0xffff_ff00, 16);
+
+/// Flags of a set.
+const ANONYMOUS: u32 = 1;
+const CONSTANT: u32 = 2;
 const MAP: u32 = 8;
+const TIMEOUT: u32 = 16;
+const DYNAMIC: u32 = 32;
+
+/// Clients remembered in one set; more are sent to pods as well, but not remembered.
+const CLIENTS_MAX: u32 = 65_536;
 
 /// An expression by the name the kernel has for it and its attributes.
 struct Expr {
@@ -43,6 +58,7 @@ struct Expr {
     numbers: Vec<(u32, u32)>,
     bytes: Vec<(u32, Vec<u8>)>,
     text: Option<(u32, CString)>,
+    wide: Option<(u32, u64)>,
 }
 
 impl Expression for Expr {
@@ -62,6 +78,9 @@ impl Expression for Expr {
             if let Some((attribute, text)) = &self.text {
                 sys::nftnl_expr_set_str(expr.as_ptr(), attr(*attribute), text.as_ptr());
             }
+            if let Some((attribute, number)) = self.wide {
+                sys::nftnl_expr_set_u64(expr.as_ptr(), attr(attribute), number);
+            }
             expr
         }
     }
@@ -73,7 +92,7 @@ fn attr(number: u32) -> u16 {
 }
 
 fn expr(name: &'static CStr, numbers: &[(u32, u32)]) -> Expr {
-    Expr { name, numbers: numbers.to_vec(), bytes: Vec::new(), text: None }
+    Expr { name, numbers: numbers.to_vec(), bytes: Vec::new(), text: None, wide: None }
 }
 
 /// Loads bytes of the network (1) or transport (2) header.
@@ -151,14 +170,26 @@ fn mask(register: u32, bits: [u8; 4]) -> Expr {
     }
 }
 
-/// Looks the key from `register` on up in a verdict map, and does what it says.
-fn look_up(map: &CStr, register: u32) -> Expr {
+/// Looks up the key in the registers from `register` on; passes when it is in the set. A map's value goes to `to`.
+fn look_up(set: &Set, register: u32, to: Option<u32>) -> Expr {
+    let mut numbers =
+        vec![(sys::NFTNL_EXPR_LOOKUP_SREG, register), (sys::NFTNL_EXPR_LOOKUP_SET_ID, set.id)];
+    numbers.extend(to.map(|to| (sys::NFTNL_EXPR_LOOKUP_DREG, to)));
+    Expr { text: Some((sys::NFTNL_EXPR_LOOKUP_SET, set.name.clone())), ..expr(c"lookup", &numbers) }
+}
+
+/// Remembers the client in a set, from now on for its time.
+fn remember(set: &Set, register: u32) -> Expr {
+    const UPDATE: u32 = 1;
+    let numbers = [
+        (sys::NFTNL_EXPR_DYNSET_SREG_KEY, register),
+        (sys::NFTNL_EXPR_DYNSET_OP, UPDATE),
+        (sys::NFTNL_EXPR_DYNSET_SET_ID, set.id),
+    ];
     Expr {
-        text: Some((sys::NFTNL_EXPR_LOOKUP_SET, map.to_owned())),
-        ..expr(
-            c"lookup",
-            &[(sys::NFTNL_EXPR_LOOKUP_SREG, register), (sys::NFTNL_EXPR_LOOKUP_DREG, VERDICT)],
-        )
+        text: Some((sys::NFTNL_EXPR_DYNSET_SET_NAME, set.name.clone())),
+        wide: Some((sys::NFTNL_EXPR_DYNSET_TIMEOUT, u64::from(set.timeout_s) * 1000)),
+        ..expr(c"dynset", &numbers)
     }
 }
 
@@ -171,20 +202,6 @@ fn random(modulus: u32, register: u32) -> Expr {
             (sys::NFTNL_EXPR_NG_DREG, register),
             (sys::NFTNL_EXPR_NG_MODULUS, modulus),
             (sys::NFTNL_EXPR_NG_TYPE, RANDOM),
-        ],
-    )
-}
-
-/// A number below `modulus` that is always the same for the same client.
-fn hash(modulus: u32, from: u32, register: u32) -> Expr {
-    expr(
-        c"hash",
-        &[
-            (sys::NFTNL_EXPR_HASH_SREG, from),
-            (sys::NFTNL_EXPR_HASH_DREG, register),
-            (sys::NFTNL_EXPR_HASH_LEN, 4),
-            (sys::NFTNL_EXPR_HASH_MODULUS, modulus),
-            (sys::NFTNL_EXPR_HASH_SEED, 0x0069_726f),
         ],
     )
 }
@@ -228,19 +245,77 @@ fn refuse(tcp: bool) -> Expr {
     expr(c"reject", &[(sys::NFTNL_EXPR_REJECT_TYPE, kind), (sys::NFTNL_EXPR_REJECT_CODE, PORT)])
 }
 
-/// A verdict map and its elements: key to the chain that is jumped to.
-struct VerdictMap {
-    name: &'static CStr,
-    key_length: u32,
-    id: u32,
-    elements: Vec<(Vec<u8>, CString)>,
-    /// Whether the elements are written, or the map itself.
-    fill: bool,
+/// What is found under a key.
+#[derive(Clone)]
+enum Value {
+    None,
+    Jump(CString),
+    Bytes(Vec<u8>),
 }
 
-impl VerdictMap {
-    fn raw(&self) -> *mut sys::nftnl_set {
-        // SAFETY: all names end in NUL and are copied, as are keys; the set owns the elements added to it.
+/// A set, or a map where it has values.
+#[derive(Clone)]
+struct Set {
+    name: CString,
+    /// Stands for the name where the kernel has yet to give one.
+    id: u32,
+    flags: u32,
+    key: Type,
+    value: Option<Type>,
+    timeout_s: u32,
+}
+
+/// What a message does with a set.
+enum Part<'a> {
+    New,
+    Remove,
+    Put(&'a [(Vec<u8>, Value)]),
+    Take(&'a [(Vec<u8>, Value)]),
+}
+
+struct SetMessage<'a>(&'a Set, Part<'a>);
+
+impl Set {
+    fn fixed(name: &CStr, id: u32, key: Type, value: Option<Type>) -> Self {
+        let flags = if value.is_some() { MAP } else { 0 };
+        Self { name: name.to_owned(), id, flags, key, value, timeout_s: 0 }
+    }
+
+    /// Where fronts are looked up: addresses or the node's ports, those that are served or those that are not.
+    fn fronts(addresses: bool, served: bool) -> Self {
+        let (name, id) = match (addresses, served) {
+            (true, true) => (c"services", 1),
+            (false, true) => (c"node-ports", 2),
+            (true, false) => (c"unserved", 3),
+            (false, false) => (c"unserved-ports", 4),
+        };
+        let key = if addresses { ADDRESS_PROTOCOL_PORT } else { PROTOCOL_PORT };
+        Self::fixed(name, id, key, Some(VERDICTS))
+    }
+
+    fn of(front: &Front, verdict: &Verdict) -> Self {
+        let served = matches!(verdict, Verdict::Chain(_));
+        Self::fronts(matches!(front, Front::Address(..)), served)
+    }
+
+    fn loops() -> Self {
+        Self::fixed(c"loops", 5, ADDRESS_ADDRESS, None)
+    }
+
+    fn clients(name: &str, timeout_s: u32, id: u32) -> anyhow::Result<Self> {
+        let name = CString::new(name).context("name of a set")?;
+        Ok(Self { name, id, flags: TIMEOUT | DYNAMIC, key: ADDRESS, value: None, timeout_s })
+    }
+
+    /// From a number to a target; made for one rule and gone with it.
+    fn targets(id: u32) -> Self {
+        let flags = ANONYMOUS | CONSTANT | MAP;
+        let (key, value) = (INTEGER, Some(ADDRESS_PORT));
+        Self { name: c"__map%d".to_owned(), id, flags, key, value, timeout_s: 0 }
+    }
+
+    fn raw(&self, part: &Part<'_>) -> *mut sys::nftnl_set {
+        // SAFETY: all names end in NUL and are copied.
         unsafe {
             let set = sys::nftnl_set_alloc();
             assert!(!set.is_null(), "out of memory");
@@ -250,35 +325,27 @@ impl VerdictMap {
             sys::nftnl_set_set_str(set, attr(sys::NFTNL_SET_TABLE), TABLE.as_ptr());
             sys::nftnl_set_set_str(set, attr(sys::NFTNL_SET_NAME), self.name.as_ptr());
             number(sys::NFTNL_SET_FAMILY, ProtoFamily::Ipv4 as u32);
+            if matches!(part, Part::Remove) {
+                return set;
+            }
             number(sys::NFTNL_SET_ID, self.id);
-            number(sys::NFTNL_SET_FLAGS, MAP);
-            // Only tools that print the key look at its type.
-            number(sys::NFTNL_SET_KEY_TYPE, 0);
-            number(sys::NFTNL_SET_KEY_LEN, self.key_length);
-            number(sys::NFTNL_SET_DATA_TYPE, TYPE_VERDICT);
-            number(sys::NFTNL_SET_DATA_LEN, 16);
-            if self.fill {
-                for (key, chain) in &self.elements {
-                    let element = sys::nftnl_set_elem_alloc();
-                    assert!(!element.is_null(), "out of memory");
-                    let data = key.as_ptr().cast::<c_void>();
-                    sys::nftnl_set_elem_set(
-                        element,
-                        attr(sys::NFTNL_SET_ELEM_KEY),
-                        data,
-                        self.key_length,
-                    );
-                    sys::nftnl_set_elem_set_u32(
-                        element,
-                        attr(sys::NFTNL_SET_ELEM_VERDICT),
-                        JUMP.cast_unsigned(),
-                    );
-                    sys::nftnl_set_elem_set_str(
-                        element,
-                        attr(sys::NFTNL_SET_ELEM_CHAIN),
-                        chain.as_ptr(),
-                    );
-                    sys::nftnl_set_elem_add(set, element);
+            number(sys::NFTNL_SET_FLAGS, self.flags);
+            number(sys::NFTNL_SET_KEY_TYPE, self.key.0);
+            number(sys::NFTNL_SET_KEY_LEN, self.key.1);
+            if let Some(value) = self.value {
+                number(sys::NFTNL_SET_DATA_TYPE, value.0);
+                number(sys::NFTNL_SET_DATA_LEN, value.1);
+            }
+            if self.timeout_s > 0 {
+                number(sys::NFTNL_SET_DESC_SIZE, CLIENTS_MAX);
+                let timeout_ms = u64::from(self.timeout_s) * 1000;
+                sys::nftnl_set_set_u64(set, attr(sys::NFTNL_SET_TIMEOUT), timeout_ms);
+            }
+            if let Part::Put(elements) | Part::Take(elements) = part {
+                for (key, value) in *elements {
+                    // What is taken out is known by its key alone.
+                    let value = if matches!(part, Part::Put(_)) { value } else { &Value::None };
+                    sys::nftnl_set_elem_add(set, raw_element(key, value));
                 }
             }
             set
@@ -286,60 +353,60 @@ impl VerdictMap {
     }
 }
 
+fn raw_element(key: &[u8], value: &Value) -> *mut sys::nftnl_set_elem {
+    // SAFETY: nftnl copies keys, values and names; the element passes to the set that it is added to.
+    unsafe {
+        let element = sys::nftnl_set_elem_alloc();
+        assert!(!element.is_null(), "out of memory");
+        let bytes = |attribute: u32, bytes: &[u8]| {
+            let length = u32::try_from(bytes.len()).unwrap_or(0);
+            let data = bytes.as_ptr().cast::<c_void>();
+            sys::nftnl_set_elem_set(element, attr(attribute), data, length);
+        };
+        bytes(sys::NFTNL_SET_ELEM_KEY, key);
+        match value {
+            Value::None => {}
+            Value::Bytes(value) => bytes(sys::NFTNL_SET_ELEM_DATA, value),
+            Value::Jump(chain) => {
+                let verdict = attr(sys::NFTNL_SET_ELEM_VERDICT);
+                sys::nftnl_set_elem_set_u32(element, verdict, JUMP.cast_unsigned());
+                let name = attr(sys::NFTNL_SET_ELEM_CHAIN);
+                sys::nftnl_set_elem_set_str(element, name, chain.as_ptr());
+            }
+        }
+        element
+    }
+}
+
 // SAFETY: `write` fills the buffer by nftnl's own functions, which stay within a message's maximum size; callers
 // keep the number of elements of one message below what fits.
-unsafe impl NlMsg for VerdictMap {
+unsafe impl NlMsg for SetMessage<'_> {
     unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _: MsgType) {
-        const NEW_SET: u16 = 9;
-        const NEW_ELEMENTS: u16 = 12;
-        let kind = if self.fill { NEW_ELEMENTS } else { NEW_SET };
-        let flags = u16::try_from(libc::NLM_F_CREATE | libc::NLM_F_ACK).unwrap_or(0);
-        let set = self.raw();
+        let Self(set, part) = self;
+        let (kind, flags) = match part {
+            Part::New => (9, libc::NLM_F_CREATE),
+            Part::Remove => (11, 0),
+            Part::Put(_) => (12, libc::NLM_F_CREATE),
+            Part::Take(_) => (14, 0),
+        };
+        let flags = u16::try_from(flags | libc::NLM_F_ACK).unwrap_or(0);
+        let raw = set.raw(part);
         // SAFETY: the buffer is the batch's, of the maximum size of a message; the set lives until it is freed here.
         unsafe {
-            let header = sys::nftnl_nlmsg_build_hdr(
-                buffer.cast(),
-                kind,
-                ProtoFamily::Ipv4 as u16,
-                flags,
-                sequence,
-            );
-            if self.fill {
-                sys::nftnl_set_elems_nlmsg_build_payload(header, set);
+            let family = ProtoFamily::Ipv4 as u16;
+            let header = sys::nftnl_nlmsg_build_hdr(buffer.cast(), kind, family, flags, sequence);
+            if matches!(part, Part::New | Part::Remove) {
+                sys::nftnl_set_nlmsg_build_payload(header, raw);
             } else {
-                sys::nftnl_set_nlmsg_build_payload(header, set);
+                sys::nftnl_set_elems_nlmsg_build_payload(header, raw);
             }
-            sys::nftnl_set_free(set);
+            sys::nftnl_set_free(raw);
         }
     }
 }
 
 /// Elements of one message: what a page of the batch holds with room to spare.
 const ELEMENTS_PER_MESSAGE: usize = 200;
-
-fn add_map(batch: &mut Batch, map: VerdictMap) {
-    let (name, key_length, id) = (map.name, map.key_length, map.id);
-    batch.add(&VerdictMap { fill: false, elements: Vec::new(), ..map }, MsgType::Add);
-    for chunk in map.elements.chunks(ELEMENTS_PER_MESSAGE) {
-        let part = VerdictMap { name, key_length, id, elements: chunk.to_vec(), fill: true };
-        batch.add(&part, MsgType::Add);
-    }
-}
-
-/// The part of the network this node keeps rules for.
-#[derive(Debug, Clone, Copy)]
-pub struct PodNetwork {
-    /// Base of the cluster's pod range.
-    pub base: Ipv4Addr,
-    /// Bits of its prefix.
-    pub prefix: u8,
-}
-
-impl PodNetwork {
-    fn bits(self) -> [u8; 4] {
-        (u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)).to_be_bytes()
-    }
-}
 
 fn add_rule(batch: &mut Batch, chain: &Chain<'_>, expressions: impl IntoIterator<Item = Expr>) {
     let mut rule = Rule::new(chain);
@@ -351,103 +418,189 @@ fn add_rule(batch: &mut Batch, chain: &Chain<'_>, expressions: impl IntoIterator
 
 /// A key as the map has it: each part fills whole registers.
 fn key(front: &Front) -> Vec<u8> {
-    let part = |protocol: u8, port: u16| {
-        let port = port.to_be_bytes();
-        [protocol, 0, 0, 0, port[0], port[1], 0, 0]
+    let part = |protocol: Protocol, port: u16| {
+        let [high, low] = port.to_be_bytes();
+        [protocol.number(), 0, 0, 0, high, low, 0, 0]
     };
     match front {
         Front::Address(address, protocol, port) => {
-            let mut key = address.octets().to_vec();
-            key.extend_from_slice(&part(protocol.number(), *port));
-            key
+            [&address.octets()[..], &part(*protocol, *port)].concat()
         }
-        Front::NodePort(protocol, port) => part(protocol.number(), *port).to_vec(),
+        Front::NodePort(protocol, port) => part(*protocol, *port).to_vec(),
     }
 }
 
-fn chain_name(front: &Front) -> String {
-    match front {
-        Front::Address(address, protocol, port) => {
-            format!("svc-{address}-{}-{port}", protocol.number())
-        }
-        Front::NodePort(protocol, port) => format!("port-{}-{port}", protocol.number()),
-    }
+/// One transaction in the making.
+struct Writer<'a> {
+    batch: Batch,
+    table: &'a Table,
+    pods: PodNetwork,
+    /// Ids of sets made in this transaction.
+    next_id: u32,
 }
 
-/// Replaces all our rules by those of `model`, in one transaction.
+/// Replaces all our rules by `rules`, in one transaction.
 ///
 /// # Errors
 /// When the kernel refuses, with the errno it gave.
-pub fn apply(model: &Model, pods: PodNetwork) -> anyhow::Result<()> {
-    let mut batch = Batch::new();
+pub fn rebuild(rules: &Ruleset, pods: PodNetwork) -> anyhow::Result<()> {
     let table = Table::new(TABLE, ProtoFamily::Ipv4);
+    let mut writer = Writer::new(&table, pods);
     // Adding first makes the deletion succeed where there was none.
-    batch.add(&table, MsgType::Add);
-    batch.add(&table, MsgType::Del);
-    batch.add(&table, MsgType::Add);
-    let mut services = Vec::new();
-    let mut node_ports = Vec::new();
-    let mut unserved = Vec::new();
-    for (front, backend) in &model.fronts {
-        let name = CString::new(chain_name(front)).context("chain name")?;
-        if backend.targets.is_empty() {
-            unserved.push((key(front), *front));
-            continue;
-        }
-        add_service(&mut batch, &table, &name, backend);
-        match front {
-            Front::Address(..) => services.push((key(front), name)),
-            Front::NodePort(..) => node_ports.push((key(front), name)),
-        }
+    writer.batch.add(&table, MsgType::Add);
+    writer.batch.add(&table, MsgType::Del);
+    writer.batch.add(&table, MsgType::Add);
+    let both = [true, false];
+    let fronts = both.iter().flat_map(|addresses| both.map(|s| Set::fronts(*addresses, s)));
+    for set in fronts.chain([Set::loops()]) {
+        writer.set(&set, Part::New);
     }
-    let map =
-        |name, key_length, id, elements| VerdictMap { name, key_length, id, elements, fill: false };
-    add_map(&mut batch, map(SERVICES, 12, 1, services));
-    add_map(&mut batch, map(NODE_PORTS, 8, 2, node_ports));
-    add_hooks(&mut batch, &table);
-    add_masquerade(&mut batch, &table, pods);
-    add_refusals(&mut batch, &table, &unserved);
-    send(&batch.finalize())
+    add_hooks(&mut writer.batch, &table);
+    add_masquerade(&mut writer.batch, &table, pods);
+    add_refusals(&mut writer.batch, &table);
+    for op in &ruleset::diff(&Ruleset::default(), rules) {
+        writer.write(op)?;
+    }
+    send(&writer.batch.finalize())
 }
 
-/// The chain of one front: one rule for each target, chosen by lot or by the client's address.
-fn add_service(batch: &mut Batch, table: &Table, name: &CStr, backend: &Backend) {
-    let chain = Chain::new(name, table);
-    batch.add(&chain, MsgType::Add);
-    if backend.masquerade {
-        let set = [immediate(&MARK.to_ne_bytes(), R0), mark(R0, true)];
-        add_rule(batch, &chain, set);
+/// Changes our rules, in one transaction.
+///
+/// # Errors
+/// When the kernel refuses, with the errno it gave; nothing is changed then.
+pub fn apply(ops: &[Op], pods: PodNetwork) -> anyhow::Result<()> {
+    if ops.is_empty() {
+        return Ok(());
     }
-    for Target { address, .. } in &backend.targets {
-        // A pod that reaches itself through its Service must see the answer come from there.
-        let own = [
-            source(R0),
-            compare(R0, &address.octets(), false),
-            immediate(&MARK.to_ne_bytes(), R1),
-            mark(R1, true),
-        ];
-        if backend.targets.len() == 1 {
-            add_rule(batch, &chain, own);
+    let table = Table::new(TABLE, ProtoFamily::Ipv4);
+    let mut writer = Writer::new(&table, pods);
+    for op in ops {
+        writer.write(op)?;
+    }
+    send(&writer.batch.finalize())
+}
+
+impl<'a> Writer<'a> {
+    fn new(table: &'a Table, pods: PodNetwork) -> Self {
+        Self { batch: Batch::new(), table, pods, next_id: 100 }
+    }
+
+    fn id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn set(&mut self, set: &Set, part: Part<'_>) {
+        self.batch.add(&SetMessage(set, part), MsgType::Add);
+    }
+
+    fn write(&mut self, op: &Op) -> anyhow::Result<()> {
+        let named = |name: &str| CString::new(name).context("name of a chain");
+        match op {
+            Op::AddSet(name, timeout_s) => {
+                let set = Set::clients(name, *timeout_s, self.id())?;
+                self.set(&set, Part::New);
+            }
+            Op::RemoveSet(name) => self.set(&Set::clients(name, 0, 0)?, Part::Remove),
+            Op::AddChain(name) => {
+                self.batch.add(&Chain::new(named(name)?.as_c_str(), self.table), MsgType::Add);
+            }
+            Op::RemoveChain(name) => {
+                self.batch.add(&Chain::new(named(name)?.as_c_str(), self.table), MsgType::Del);
+            }
+            Op::Empty(name) => {
+                // Deleting a rule without saying which means all of the chain.
+                let chain = Chain::new(named(name)?.as_c_str(), self.table);
+                self.batch.add(&Rule::new(&chain), MsgType::Del);
+            }
+            Op::Fill(name, steps) => {
+                let chain = Chain::new(named(name)?.as_c_str(), self.table);
+                for step in steps {
+                    self.step(&chain, step)?;
+                }
+            }
+            Op::AddVerdict(front, verdict) => {
+                let chain = match verdict {
+                    Verdict::Chain(name) => named(name)?,
+                    Verdict::Refuse => REFUSE.to_owned(),
+                };
+                let element = [(key(front), Value::Jump(chain))];
+                self.set(&Set::of(front, verdict), Part::Put(&element));
+            }
+            Op::RemoveVerdict(front, verdict) => {
+                let element = [(key(front), Value::None)];
+                self.set(&Set::of(front, verdict), Part::Take(&element));
+            }
+            Op::AddLoop(pod) => {
+                self.set(&Set::loops(), Part::Put(&[(pod.octets().repeat(2), Value::None)]));
+            }
+            Op::RemoveLoop(pod) => {
+                self.set(&Set::loops(), Part::Take(&[(pod.octets().repeat(2), Value::None)]));
+            }
         }
+        Ok(())
     }
-    let count = u32::try_from(backend.targets.len()).unwrap_or(u32::MAX);
-    for (index, target) in (0_u32..).zip(&backend.targets) {
-        let mut rule = Vec::new();
-        if backend.affinity {
-            rule.extend([
-                source(R0),
-                hash(count, R0, R1),
-                compare(R1, &index.to_ne_bytes(), false),
-            ]);
-        } else if index + 1 < count {
-            // One in as many as are left, so that each gets the same share.
-            rule.extend([random(count - index, R0), compare(R0, &0_u32.to_ne_bytes(), false)]);
+
+    fn step(&mut self, chain: &Chain<'_>, step: &ruleset::Rule) -> anyhow::Result<()> {
+        let set_mark = || [immediate(&MARK.to_ne_bytes(), R0), mark(R0, true)];
+        let mut rule: Vec<Expr> = Vec::new();
+        match step {
+            ruleset::Rule::Mark => rule.extend(set_mark()),
+            ruleset::Rule::MarkOutsiders => {
+                let (bits, base) = (self.pods.bits(), self.pods.base.octets());
+                rule.extend([source(R0), mask(R0, bits), compare(R0, &base, true)]);
+                rule.extend(set_mark());
+            }
+            ruleset::Rule::Again { set, timeout_s, target } => {
+                let set = Set::clients(set, *timeout_s, 0)?;
+                rule.extend([source(R0), look_up(&set, R0, None), remember(&set, R0)]);
+                rule.extend(send_to(target));
+            }
+            ruleset::Rule::Begin { set, timeout_s, one_in, target } => {
+                if *one_in > 1 {
+                    let zero = 0_u32.to_ne_bytes();
+                    rule.extend([random(*one_in, R0), compare(R0, &zero, false)]);
+                }
+                let set = Set::clients(set, *timeout_s, 0)?;
+                rule.extend([source(R0), remember(&set, R0)]);
+                rule.extend(send_to(target));
+            }
+            ruleset::Rule::Any(targets) => {
+                if let [target] = targets.as_slice() {
+                    rule.extend(send_to(target));
+                } else {
+                    let set = self.targets(targets);
+                    let count = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+                    rule.extend([random(count, R0), look_up(&set, R0, Some(R0))]);
+                    rule.push(new_destination());
+                }
+            }
         }
-        rule.push(immediate(&target.address.octets(), R0));
-        rule.push(immediate(&target.port.to_be_bytes(), R1));
-        rule.push(new_destination());
-        add_rule(batch, &chain, rule);
+        add_rule(&mut self.batch, chain, rule);
+        Ok(())
     }
+
+    /// A map from 0, 1, ... to the targets.
+    fn targets(&mut self, targets: &[Target]) -> Set {
+        let set = Set::targets(self.id());
+        self.set(&set, Part::New);
+        let element = |(index, target): (u32, &Target)| {
+            let mut value = target.address.octets().to_vec();
+            value.extend_from_slice(&target.port.to_be_bytes());
+            value.extend_from_slice(&[0, 0]);
+            (index.to_ne_bytes().to_vec(), Value::Bytes(value))
+        };
+        let elements: Vec<_> = (0_u32..).zip(targets).map(element).collect();
+        for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.set(&set, Part::Put(chunk));
+        }
+        set
+    }
+}
+
+fn send_to(target: &Target) -> [Expr; 3] {
+    let address = immediate(&target.address.octets(), R0);
+    [address, immediate(&target.port.to_be_bytes(), R1), new_destination()]
 }
 
 /// Where packets meet the maps: on arrival, and when this machine itself sends them.
@@ -459,11 +612,17 @@ fn add_hooks(batch: &mut Batch, table: &Table) {
         chain.set_hook(hook, DESTINATION_NAT);
         chain.set_policy(Policy::Accept);
         batch.add(&chain, MsgType::Add);
-        let services = [destination(R0), protocol(R1), destination_port(R2), look_up(SERVICES, R0)];
-        add_rule(batch, &chain, services);
-        let ports = [protocol(R0), destination_port(R1), look_up(NODE_PORTS, R0)];
-        add_rule(batch, &chain, to_this_machine().into_iter().chain(ports));
+        add_look_ups(batch, &chain, true);
     }
+}
+
+/// The rules that look a packet's destination up, as an address and as a port of this machine.
+fn add_look_ups(batch: &mut Batch, chain: &Chain<'_>, served: bool) {
+    let look_up = |addresses: bool| look_up(&Set::fronts(addresses, served), R0, Some(VERDICT));
+    let address = [destination(R0), protocol(R1), destination_port(R2), look_up(true)];
+    add_rule(batch, chain, address);
+    let port = [protocol(R0), destination_port(R1), look_up(false)];
+    add_rule(batch, chain, to_this_machine().into_iter().chain(port));
 }
 
 /// Gives the node's address to marked packets, and to those that pods send out of the cluster.
@@ -482,6 +641,9 @@ fn add_masquerade(batch: &mut Batch, table: &Table, pods: PodNetwork) {
         masquerade(),
     ];
     add_rule(batch, &chain, marked);
+    // A pod that reaches itself through its Service must see the answer come from there.
+    let own = [source(R0), destination(R1), look_up(&Set::loops(), R0, None), masquerade()];
+    add_rule(batch, &chain, own);
     let inside = |load: fn(u32) -> Expr, not: bool| {
         [load(R0), mask(R0, pods.bits()), compare(R0, &pods.base.octets(), not)]
     };
@@ -493,23 +655,13 @@ fn add_masquerade(batch: &mut Batch, table: &Table, pods: PodNetwork) {
 }
 
 /// Refuses connections to Services that nobody serves.
-fn add_refusals(batch: &mut Batch, table: &Table, unserved: &[(Vec<u8>, Front)]) {
+fn add_refusals(batch: &mut Batch, table: &Table) {
     const FILTER: i32 = 0;
-    let name = c"refuse";
-    let refusals = Chain::new(name, table);
+    let refusals = Chain::new(REFUSE, table);
     batch.add(&refusals, MsgType::Add);
     let tcp = [protocol(R0), compare(R0, &[Protocol::Tcp.number()], false), refuse(true)];
     add_rule(batch, &refusals, tcp);
     add_rule(batch, &refusals, [refuse(false)]);
-    let of = |address: bool| -> Vec<(Vec<u8>, CString)> {
-        let wanted = unserved.iter().filter(|(_, f)| matches!(f, Front::Address(..)) == address);
-        wanted.map(|(key, _)| (key.clone(), name.to_owned())).collect()
-    };
-    let map =
-        |name, key_length, id, elements| VerdictMap { name, key_length, id, elements, fill: false };
-    let (services, ports) = (c"unserved", c"unserved-ports");
-    add_map(batch, map(services, 12, 3, of(true)));
-    add_map(batch, map(ports, 8, 4, of(false)));
     for (name, hook) in [
         (c"filter-forward", Hook::Forward),
         (c"filter-output", Hook::Out),
@@ -519,10 +671,7 @@ fn add_refusals(batch: &mut Batch, table: &Table, unserved: &[(Vec<u8>, Front)])
         chain.set_hook(hook, FILTER);
         chain.set_policy(Policy::Accept);
         batch.add(&chain, MsgType::Add);
-        let rule = [destination(R0), protocol(R1), destination_port(R2), look_up(services, R0)];
-        add_rule(batch, &chain, rule);
-        let rule = [protocol(R0), destination_port(R1), look_up(ports, R0)];
-        add_rule(batch, &chain, to_this_machine().into_iter().chain(rule));
+        add_look_ups(batch, &chain, false);
     }
 }
 
@@ -540,67 +689,10 @@ pub fn cleanup() -> anyhow::Result<()> {
 
 /// Sends a batch and waits until every message of it is acknowledged.
 fn send(batch: &nftnl::FinalizedBatch) -> anyhow::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER).context("open netlink")?;
-    socket.bind_auto().context("bind netlink")?;
     let mut whole = Vec::new();
     for page in batch {
         whole.extend_from_slice(page);
     }
-    // SAFETY: plain integers for the two options; the descriptor is open as long as the socket.
-    unsafe {
-        use std::os::fd::AsRawFd as _;
-        let size = libc::c_int::try_from(whole.len() + (1 << 20)).unwrap_or(libc::c_int::MAX);
-        for option in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw const size).cast(),
-                libc::socklen_t::try_from(size_of_val(&size)).unwrap_or(4),
-            );
-        }
-        let timeout = libc::timeval {
-            tv_sec: libc::time_t::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(5),
-            tv_usec: 0,
-        };
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const timeout).cast(),
-            libc::socklen_t::try_from(size_of_val(&timeout)).unwrap_or(16),
-        );
-    }
-    socket.send_to(&whole, &SocketAddr::new(0, 0), 0).context("send rules")?;
-    let mut left = batch.sequence_numbers().len();
-    while left > 0 {
-        let (answer, _) = socket.recv_from_full().context("no answer from nftables")?;
-        left = left.saturating_sub(acknowledged(&answer)?);
-    }
-    Ok(())
-}
-
-/// How many messages an answer acknowledges.
-fn acknowledged(mut answer: &[u8]) -> anyhow::Result<usize> {
-    const HEADER_BYTES: usize = 16;
-    const ERROR: u16 = 2;
-    let number = |bytes: &[u8], at: usize| -> Option<u32> {
-        Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-    };
-    let mut count = 0;
-    while let Some(length) = number(answer, 0).filter(|_| answer.len() >= HEADER_BYTES) {
-        let length = usize::try_from(length)?.max(HEADER_BYTES);
-        let kind = u16::from_ne_bytes([answer[4], answer[5]]);
-        if kind == ERROR {
-            let code = number(answer, HEADER_BYTES).map_or(0, u32::cast_signed);
-            if code != 0 {
-                let message = number(answer, 8).unwrap_or(0);
-                let error = std::io::Error::from_raw_os_error(-code);
-                bail!("nftables refused message {message} of the batch: {error}");
-            }
-            count += 1;
-        }
-        answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(count)
+    let count = batch.sequence_numbers().len();
+    netlink::acknowledged(&netlink::ask(&whole, count)?, count)
 }
