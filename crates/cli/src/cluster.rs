@@ -210,6 +210,7 @@ async fn node(
         node_ip,
         cluster_dns: dns_address.to_string(),
         data_dir: layout.node(),
+        cgroup_root: layout.cgroup_root(),
         images_dir: images_dir(),
         containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
         ..node_agent::Config::default()
@@ -278,8 +279,11 @@ where
 pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if layout.node().exists() {
-        let config =
-            node_agent::Config { data_dir: layout.node(), ..node_agent::Config::default() };
+        let config = node_agent::Config {
+            data_dir: layout.node(),
+            cgroup_root: layout.cgroup_root(),
+            ..node_agent::Config::default()
+        };
         proxy::nft::cleanup().context("remove packet rules")?;
         let ctx = Context::new(tokio_util::sync::CancellationToken::new());
         runtime.block_on(undo(layout, &ctx)).context("remove routes and addresses")?;
