@@ -9,6 +9,7 @@ pub mod meta;
 pub mod pod;
 pub mod pod_update;
 pub mod rbac;
+pub mod review;
 mod scheduling;
 pub mod service;
 mod volumes;
@@ -83,6 +84,22 @@ fn immutable_fields(resource: &Resource, new: &Value, old: &Value, errs: &mut Fi
         if a != b {
             errs.invalid(path.as_ref(), a.cloned().unwrap_or_default(), IMMUTABLE);
         }
+    }
+}
+
+/// A value as upstream shows those that it keeps in its own structs: with the names of their fields.
+pub(crate) fn internal(v: &Value) -> Value {
+    match v {
+        Value::Array(items) => Value::Array(items.iter().map(internal).collect()),
+        Value::Object(map) => {
+            let mut out = crate::object::Map::with_capacity(map.len());
+            for (key, value) in map.iter() {
+                let (first, rest) = key.split_at(key.chars().next().map_or(0, char::len_utf8));
+                out.insert(format!("{}{rest}", first.to_uppercase()), internal(value));
+            }
+            Value::Object(out)
+        }
+        other => other.clone(),
     }
 }
 

@@ -132,6 +132,25 @@ pub(crate) fn on_delete(api: &Api, resource: &Resource, object: &Value) -> Claim
     }
 }
 
+/// Puts into a new object what only the server knows of its maker.
+pub(crate) fn sign(request: &Request, object: &mut Value) {
+    let resource = &request.resource;
+    if (resource.group.as_ref(), resource.plural.as_ref())
+        != ("certificates.k8s.io", "certificatesigningrequests")
+    {
+        return;
+    }
+    let user = review::user_info(&request.user);
+    for field in ["username", "uid", "groups", "extra"] {
+        match user.get(field) {
+            Some(value) => object.set_at(&["spec", field], value.clone()),
+            None => {
+                object.remove_at(&["spec", field]);
+            }
+        }
+    }
+}
+
 /// Keeps a write through a subresource of its own kind to what that subresource may touch.
 pub(crate) fn prepare_subresource(
     request: &Request,

@@ -25,6 +25,9 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
         .ok_or_else(|| request.not_found())?
         .parse();
     api::defaults::apply(&mut asked, &row(api));
+    let now = api.clock.now();
+    let writer = api::patch::apply::Writer { manager: &options.manager, subresource: "token", now };
+    api::patch::apply::track_update(None, &mut asked, &row(api), writer);
     check(&asked)?;
     let life_s = asked.int_at(&["spec", "expirationSeconds"]).unwrap_or(LIFE_DEFAULT_S).min(YEAR);
     let audiences: Vec<String> = asked
@@ -46,7 +49,6 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
         ..Bound::default()
     };
     bind(api, request, &asked, &mut bound).await?;
-    let now = api.clock.now();
     let claims = Claims {
         aud: audiences.clone(),
         exp: now.as_second() + life_s,
@@ -68,6 +70,10 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     asked.set_at(&["spec", "expirationSeconds"], life_s);
     asked.set_at(&["status", "token"], token);
     asked.set_at(&["status", "expirationTimestamp"], api::time::format(expires));
+    if asked.at(&["spec", "boundObjectRef"]).is_none_or(Value::is_empty) {
+        asked.set_at(&["spec", "boundObjectRef"], Value::Null);
+    }
+    asked.set_at(&["metadata", "uid"], uuid::Uuid::new_v4().to_string());
     asked.set_at(&["metadata", "name"], request.name.as_str());
     asked.set_at(&["metadata", "namespace"], request.namespace.as_str());
     asked.set_at(&["metadata", "creationTimestamp"], api::time::format(now));
@@ -123,9 +129,10 @@ async fn bind(
         "Secret" => "secrets",
         "Node" => "nodes",
         other => {
+            let version = reference.str_at(&["apiVersion"]).unwrap_or("");
+            let (group, version) = api::catalog::split_api_version(version);
             return Err(ApiError::BadRequest(format!(
-                "cannot bind token for serviceaccount {:?} to object kind {other:?}",
-                request.name
+                "cannot bind token to object of type {group}/{version}, Kind={other}"
             )));
         }
     };
