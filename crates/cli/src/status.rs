@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::kubeconfig;
 use crate::layout::Layout;
+use crate::target::channel;
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +23,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     let layout = Layout::new(args.data_dir.as_deref());
     let Some(pid) = layout.running() else {
-        println!("No cluster runs from {}. Start one: ironclad up", layout.dir().display());
+        crate::say!("No cluster runs from {}. Start one: ironclad up", layout.dir().display());
         return Ok(());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -31,28 +32,28 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         let client = connect(&layout)?;
         let (nodes, _) = client.list::<Node>(&Scope::default()).await?;
         let (pods, _) = client.list::<Pod>(&Scope::default()).await?;
-        println!("process     {pid}");
-        println!("data        {}", layout.dir().display());
-        println!("API         {server}");
-        println!("kubeconfig  {}", layout.kubeconfig().display());
+        crate::say!("process     {pid}");
+        crate::say!("data        {}", layout.dir().display());
+        crate::say!("API         {server}");
+        crate::say!("kubeconfig  {}", layout.kubeconfig().display());
         for node in &nodes {
             let ready = if is_ready(node) { "Ready" } else { "NotReady" };
-            println!("node        {} {ready}", node.metadata.name.as_deref().unwrap_or_default());
+            crate::say!(
+                "node        {} {ready}",
+                node.metadata.name.as_deref().unwrap_or_default()
+            );
         }
         let running = pods
             .iter()
             .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
-        println!("pods        {} of {} running", running.count(), pods.len());
+        crate::say!("pods        {} of {} running", running.count(), pods.len());
         Ok(())
     })
 }
 
 /// A client for the cluster of a data directory, as its administrator.
 pub(crate) fn connect(layout: &Layout) -> anyhow::Result<Client> {
-    daemon::tls::install_provider();
-    let (server, tls) = kubeconfig::read(&layout.kubeconfig())?;
-    let channel = daemon::channel::connect(&server, Some(&tls))?;
-    Ok(Client::new(channel, "ironclad"))
+    Ok(Client::new(channel(layout)?, "ironclad"))
 }
 
 fn is_ready(node: &Node) -> bool {
@@ -71,7 +72,7 @@ pub(crate) async fn wait(layout: &Layout, want_node: bool) -> anyhow::Result<()>
             Err(_) => "the API server",
         };
         if waiting != told {
-            println!("waiting for {waiting} …");
+            crate::say!("waiting for {waiting} …");
             told = waiting;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
