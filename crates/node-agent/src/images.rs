@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use containerd_client::services::v1 as pb;
 use containerd_client::types::Descriptor;
 use serde_json::{Value, json};
@@ -227,7 +227,8 @@ impl Archive {
         let mut reader = file.as_ref();
         reader.seek(SeekFrom::Start(0)).context("read archive")?;
         for entry in tar::Archive::new(reader).entries_with_seek().context("read archive")? {
-            let entry = entry.context("read archive")?;
+            // What the library says of it quotes the bytes.
+            let entry = entry.map_err(|_| anyhow!("this is no tar archive, or a damaged one"))?;
             if !entry.header().entry_type().is_file() {
                 continue;
             }
