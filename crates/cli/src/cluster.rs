@@ -32,7 +32,7 @@ pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::R
     let mut hosts: Vec<String> = API_HOSTS.iter().map(ToString::to_string).collect();
     hosts.extend(own.map(|a| a.to_string()));
     hosts.push(args.api_listen.ip().to_string());
-    hosts.push(first_address(&args.service_cidr)?);
+    hosts.push(service_address(args, API_OFFSET)?.to_string());
     pki.pair("apiserver", &Subject::client("kube-apiserver", None).serving(hosts), true)?;
     let config = api_config(args, layout, own.map(|a| a.to_string()));
     let listener = daemon::serve::bind(&config.listen, true).await?;
@@ -62,11 +62,14 @@ pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::R
     ctx.tasks.join().await
 }
 
-/// The first address of a range, which the `kubernetes` Service has.
-fn first_address(cidr: &str) -> anyhow::Result<String> {
-    let (base, _) = cidr.split_once('/').context("--service-cidr: a range like 10.96.0.0/16")?;
-    let base: std::net::Ipv4Addr = base.parse().context("--service-cidr")?;
-    Ok(std::net::Ipv4Addr::from(u32::from(base) + 1).to_string())
+/// The first address of the Services' range is the API server's, the tenth the DNS server's.
+const API_OFFSET: u32 = 1;
+const DNS_OFFSET: u32 = 10;
+
+/// An address of the Services' range with a fixed meaning.
+fn service_address(args: &Args, offset: u32) -> anyhow::Result<Ipv4Addr> {
+    let (base, _) = proxy::routes::parse_cidr(&args.service_cidr).context("--service-cidr")?;
+    Ok(Ipv4Addr::from(u32::from(base) + offset))
 }
 
 fn api_config(args: &Args, layout: &Layout, own: Option<String>) -> apiserver::Config {
@@ -159,10 +162,13 @@ async fn undo(layout: &Layout, ctx: &Context) -> anyhow::Result<()> {
     if let Some(address) = read("address") {
         proxy::routes::remove_own_address(address.parse().context("address")?, ctx).await?;
     }
+    if let Some(address) = read("dns") {
+        proxy::routes::remove_own_address(address.parse().context("DNS address")?, ctx).await?;
+    }
     Ok(())
 }
 
-/// The parts of this machine as a node: agent and proxy.
+/// The parts of this machine as a node: proxy, DNS and agent.
 async fn node(
     args: &Args,
     layout: &Layout,
@@ -172,21 +178,43 @@ async fn node(
     ctx: &Context,
 ) -> anyhow::Result<()> {
     let name = args.node_name.clone().unwrap_or_else(address::node_name);
-    let services = proxy::routes::parse_cidr(&args.service_cidr).context("--service-cidr")?;
+    let dns_address = service_address(args, DNS_OFFSET)?;
     remember(layout, "services", &args.service_cidr)?;
-    proxy::routes::services(services, own, ctx).await?;
+    remember(layout, "dns", &dns_address.to_string())?;
+    // Before the DNS server, which binds to it.
+    proxy::routes::own_address(dns_address, ctx).await?;
+    let node_ip = own.map(|a| a.to_string()).unwrap_or_default();
     let channel = server.channel(User::authenticated("system:kube-proxy", &[]));
     let config = proxy::Config {
         node_name: name.clone(),
         pod_cidr: args.pod_cidr.clone(),
         service_cidr: args.service_cidr.clone(),
+        node_ip: node_ip.clone(),
+        dns_address: dns_address.to_string(),
         ..proxy::Config::default()
     };
     supervise("proxy", ctx, move |inner| {
         let (config, channel) = (config.clone(), channel.clone());
         async move { proxy::start(&config, channel, inner).await }
     });
-    let config = agent_config(args, layout, &name, own);
+    let account = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let user = User::authenticated("system:serviceaccount:kube-system:dns", &account);
+    let channel = server.channel(user);
+    let config = dns::Config { listen: format!("{dns_address}:53"), ..dns::Config::default() };
+    supervise("DNS", ctx, move |inner| {
+        let (config, channel) = (config.clone(), channel.clone());
+        async move { dns::start(&config, channel, inner).await }
+    });
+    let config = node_agent::Config {
+        node_name: name.clone(),
+        node_ip,
+        cluster_dns: dns_address.to_string(),
+        data_dir: layout.node(),
+        cgroup_root: layout.cgroup_root(),
+        images_dir: images_dir(),
+        containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
+        ..node_agent::Config::default()
+    };
     let user = format!("system:node:{name}");
     let channel = server.channel(User::authenticated(&user, &["system:nodes"]));
     let agents = agents.clone();
@@ -213,22 +241,6 @@ fn images_dir() -> String {
     let places = [beside, built].into_iter().flatten();
     let found = places.into_iter().find(|dir| dir.join("ironclad-pause").exists());
     found.map(|dir| dir.display().to_string()).unwrap_or_default()
-}
-
-fn agent_config(
-    args: &Args,
-    layout: &Layout,
-    name: &str,
-    own: Option<Ipv4Addr>,
-) -> node_agent::Config {
-    node_agent::Config {
-        node_name: name.to_owned(),
-        node_ip: own.map(|a| a.to_string()).unwrap_or_default(),
-        data_dir: layout.node(),
-        images_dir: images_dir(),
-        containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
-        ..node_agent::Config::default()
-    }
 }
 
 /// Runs a daemon in this process, and again with backoff whenever it ends before we do.
@@ -267,8 +279,11 @@ where
 pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if layout.node().exists() {
-        let config =
-            node_agent::Config { data_dir: layout.node(), ..node_agent::Config::default() };
+        let config = node_agent::Config {
+            data_dir: layout.node(),
+            cgroup_root: layout.cgroup_root(),
+            ..node_agent::Config::default()
+        };
         proxy::nft::cleanup().context("remove packet rules")?;
         let ctx = Context::new(tokio_util::sync::CancellationToken::new());
         runtime.block_on(undo(layout, &ctx)).context("remove routes and addresses")?;
