@@ -13,6 +13,7 @@ macro_rules! say {
 use say;
 
 mod address;
+mod board;
 mod cluster;
 mod describe;
 mod down;
