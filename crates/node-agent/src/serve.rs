@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use wire::apiserver as pb;
 use wire::apiserver::node_server::{Node, NodeServer};
 
+use crate::images;
 use crate::logs::{Ask, Reader};
 use crate::pod::spec::NodeFacts;
 use crate::pod::{Container, RuntimePod, State};
@@ -524,6 +525,44 @@ impl Node for NodeService {
         };
         Ok(Response::new(pb::StatsReply { body: body.into(), content_type: kind.to_owned() }))
     }
+
+    async fn load_image(
+        &self,
+        request: Request<Streaming<pb::LoadImageInput>>,
+    ) -> Result<Response<pb::LoadImageReply>, Status> {
+        let images = load(self, request.into_inner()).await?;
+        tracing::info!(images = images.join(" "), "images loaded");
+        Ok(Response::new(pb::LoadImageReply { images }))
+    }
+}
+
+/// Receives an archive into a file, since it may be larger than memory, and imports it.
+async fn load(
+    service: &NodeService,
+    mut input: Streaming<pb::LoadImageInput>,
+) -> Result<Vec<String>, Status> {
+    let broken = |e: std::io::Error| Status::internal(format!("keep the archive: {e}"));
+    let number = service.commands.fetch_add(1, Ordering::Relaxed);
+    std::fs::create_dir_all(&service.scratch).map_err(broken)?;
+    let path = service.scratch.join(format!("image-{}-{number}.tar", std::process::id()));
+    let mut options = tokio::fs::OpenOptions::new();
+    let open = options.read(true).write(true).create_new(true).open(&path).await;
+    let mut file = open.map_err(broken)?;
+    // Nobody else needs its name, and so it is gone whatever happens.
+    std::fs::remove_file(&path).map_err(broken)?;
+    while let Some(message) = input.message().await? {
+        if let Some(pb::load_image_input::Input::Data(data)) = message.input {
+            file.write_all(&data).await.map_err(broken)?;
+        }
+    }
+    file.flush().await.map_err(broken)?;
+    let file = file.into_std().await;
+    let read = service.ctx.tasks.blocking(move || images::Archive::open(file));
+    let archive = read.await.map_err(|e| Status::internal(e.to_string()))?;
+    let archive = archive.map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
+    images::import(service.runtime.channel(), &archive)
+        .await
+        .map_err(|e| Status::internal(format!("{e:#}")))
 }
 
 #[cfg(test)]

@@ -76,52 +76,8 @@ pub(crate) async fn answer(
     session(&api, ctx, parts, &request, query).await
 }
 
-/// Where a container runs.
-struct Place {
-    node: String,
-    uid: String,
-    container: String,
-}
-
-async fn place(api: &Api, request: &Request, query: &Query) -> Result<Place, ApiError> {
-    let found = api.find(&request.resource, &request.namespace, &request.name).await?;
-    let pod = found.ok_or_else(|| request.not_found())?.parse();
-    let names: Vec<&str> = ["containers", "initContainers", "ephemeralContainers"]
-        .iter()
-        .flat_map(|list| pod.at(&["spec", list]).map(Value::items).unwrap_or_default())
-        .filter_map(|c| c.str_at(&["name"]))
-        .collect();
-    let main = pod.at(&["spec", "containers"]).map(Value::items).unwrap_or_default();
-    let wanted = query.text("container");
-    let container = match (wanted.as_str(), main) {
-        ("", [only]) => only.str_at(&["name"]).unwrap_or("").to_owned(),
-        ("", _) => {
-            return Err(ApiError::BadRequest(format!(
-                "a container name must be specified for pod {}, choose one of: [{}]",
-                request.name,
-                names.join(" ")
-            )));
-        }
-        (name, _) if names.contains(&name) => name.to_owned(),
-        (name, _) => {
-            return Err(ApiError::BadRequest(format!(
-                "container {name} is not valid for pod {}",
-                request.name
-            )));
-        }
-    };
-    let node = pod.str_at(&["spec", "nodeName"]).unwrap_or("").to_owned();
-    if node.is_empty() {
-        return Err(ApiError::BadRequest(format!(
-            "pod {} does not have a host assigned",
-            request.name
-        )));
-    }
-    Ok(Place { node, uid: api::meta::uid(&pod).to_owned(), container })
-}
-
 async fn log(api: &Api, request: &Request, query: &Query) -> Result<HttpResponse, ApiError> {
-    let place = place(api, request, query).await?;
+    let place = api.place(request, Some(&query.text("container"))).await?;
     let ask = LogsRequest {
         namespace: request.namespace.clone(),
         pod: request.name.clone(),
@@ -153,7 +109,7 @@ async fn session(
     query: &Query,
 ) -> Result<HttpResponse, ApiError> {
     let (key, protocol) = protocol(parts)?;
-    let place = place(api, request, query).await?;
+    let place = api.place(request, Some(&query.text("container"))).await?;
     let start = Start {
         namespace: request.namespace.clone(),
         pod: request.name.clone(),
