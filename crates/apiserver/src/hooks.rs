@@ -179,3 +179,19 @@ pub(crate) fn prepare_subresource(
         _ => Err(ApiError::NoSuchPath),
     }
 }
+
+/// Checks a write through a subresource that has rules of its own, beside those of status.
+pub(crate) fn check_subresource(
+    request: &Request,
+    object: &Value,
+    old: &Value,
+    errors: &mut api::error::FieldErrors,
+) {
+    match (request.resource.plural.as_ref(), request.subresource.as_str()) {
+        ("pods", "ephemeralcontainers") => {
+            api::rules::pod_update::ephemeral_containers(object, old, errors);
+        }
+        ("pods", "resize") => api::rules::pod_update::resize(object, old, errors),
+        _ => {}
+    }
+}

@@ -1,8 +1,8 @@
 //! Rules of the kinds that make pods: deployments and the like, jobs.
 
 use super::{
-    IMMUTABLE, int_or_percent, label_selector, labels, non_negative, not_above_100_percent, one_of,
-    pod, reasons, selector_matches, selects_all,
+    IMMUTABLE, int_or_percent, internal, label_selector, labels, non_negative,
+    not_above_100_percent, one_of, pod, reasons, selector_matches, selects_all,
 };
 use crate::error::FieldErrors;
 use crate::intstr::{int_or_zero, percent};
@@ -119,7 +119,7 @@ fn deployment_strategy(s: &Value, errs: &mut FieldErrors) {
             }
             not_above_100_percent(&format!("{path}.maxUnavailable"), unavailable, errs);
         }
-        _ => errs.not_supported("spec.strategy", s.clone(), &["Recreate", "RollingUpdate"]),
+        _ => errs.not_supported("spec.strategy", internal(s), &["Recreate", "RollingUpdate"]),
     }
 }
 
@@ -171,7 +171,7 @@ pub fn daemon_set(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         "RollingUpdate" => daemon_set_rolling(&strategy["rollingUpdate"], errs),
         _ => errs.not_supported(
             "spec.updateStrategy",
-            strategy.clone(),
+            internal(strategy),
             &["OnDelete", "RollingUpdate"],
         ),
     }
@@ -245,7 +245,7 @@ pub fn stateful_set(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         }
         _ => errs.invalid(
             "spec.updateStrategy",
-            strategy.clone(),
+            internal(strategy),
             "must be 'RollingUpdate' or 'OnDelete'",
         ),
     }
@@ -326,7 +326,7 @@ pub fn job(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         };
         let shown =
             if at == "spec.template" { &spec["template"] } else { &spec["template"]["spec"] };
-        errs.invalid(at, shown.clone(), IMMUTABLE);
+        errs.invalid(at, internal(shown), IMMUTABLE);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rules of the core group's kinds other than pods and services.
 
-use super::{IMMUTABLE, labels, non_negative, one_of, reasons};
+use super::{IMMUTABLE, difference, labels, non_negative, one_of, reasons};
 use crate::error::{FieldErrors, FieldReason};
 use crate::meta;
 use crate::name;
@@ -168,7 +168,7 @@ fn taint_list(path: &str, v: &Value, errs: &mut FieldErrors) {
         let twin = |o: &&Value| o["key"] == t["key"] && o["effect"] == t["effect"];
         if list[..i].iter().any(|o| twin(&o)) {
             let text = "taints must be unique by key and effect pair".to_owned();
-            errs.push(at, FieldReason::DuplicateOf(t.clone(), text));
+            errs.push(at, FieldReason::DuplicateOf(super::internal(t), text));
         }
     }
 }
@@ -473,11 +473,9 @@ pub fn persistent_volume_claim(new: &Value, old: Option<&Value>, errs: &mut Fiel
         o.remove("volumeName");
     }
     if n != o {
-        errs.forbidden(
-            "spec",
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound \
-             claims",
-        );
+        let text = "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
+                    bound claims";
+        errs.forbidden("spec", format!("{text}{}", difference(&o, &n)));
     }
     let storage = |v: &Value| {
         v["resources"]["requests"]["storage"].as_str().and_then(|s| Quantity::parse(s).ok())
@@ -595,10 +593,9 @@ pub fn persistent_volume(new: &Value, old: Option<&Value>, errs: &mut FieldError
     if let Some(old) = old {
         let both: Vec<String> = list.into_iter().chain(sources(old)).collect();
         if both.iter().any(|k| new["spec"][k.as_str()] != old["spec"][k.as_str()]) {
-            errs.forbidden(
-                "spec.persistentvolumesource",
-                "spec.persistentvolumesource is immutable after creation",
-            );
+            let hunk = difference(&old["spec"], &new["spec"]);
+            let text = format!("spec.persistentvolumesource is immutable after creation{hunk}");
+            errs.forbidden("spec.persistentvolumesource", text);
         }
         if spec["volumeMode"] != old["spec"]["volumeMode"] {
             errs.invalid("volumeMode", spec["volumeMode"].clone(), IMMUTABLE);

@@ -25,7 +25,11 @@ fn fixed(new: &Value, old: Option<&Value>, fields: &[&str], errs: &mut FieldErro
 pub fn disruption_budget(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
     let spec = &new["spec"];
     if spec.has("minAvailable") && spec.has("maxUnavailable") {
-        errs.invalid("spec", spec.clone(), "minAvailable and maxUnavailable cannot be both set");
+        errs.invalid(
+            "spec",
+            super::internal(spec),
+            "minAvailable and maxUnavailable cannot be both set",
+        );
     }
     for key in ["minAvailable", "maxUnavailable"] {
         int_or_percent(&format!("spec.{key}"), &spec[key], errs);
@@ -440,14 +444,14 @@ pub fn volume_attachment(new: &Value, old: Option<&Value>, errs: &mut FieldError
         }
         (true, true) => {
             let text = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
-            errs.invalid("spec.source", source.clone(), text);
+            errs.invalid("spec.source", super::internal(source), text);
         }
         _ => {}
     }
     if let Some(old) = old
         && new["spec"] != old["spec"]
     {
-        errs.invalid("spec", new["spec"].clone(), IMMUTABLE);
+        errs.invalid("spec", super::internal(&new["spec"]), IMMUTABLE);
     }
 }
 
@@ -482,7 +486,7 @@ pub fn service_cidr(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         errs.required("spec.cidrs", "at least one CIDR required");
     }
     if cidrs.len() > 2 {
-        errs.invalid("spec.cidrs", new["spec"].clone(), "may only hold up to 2 values");
+        errs.invalid("spec.cidrs", super::internal(&new["spec"]), "may only hold up to 2 values");
         return;
     }
     for (i, c) in cidrs.iter().enumerate() {

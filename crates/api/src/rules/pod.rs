@@ -195,12 +195,12 @@ fn resource_claims(path: &str, s: &Value, errs: &mut FieldErrors) {
         match (c.has("resourceClaimName"), c.has("resourceClaimTemplateName")) {
             (true, true) => errs.invalid(
                 at,
-                c.clone(),
+                super::internal(c),
                 "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
             ),
             (false, false) => errs.invalid(
                 at,
-                c.clone(),
+                super::internal(c),
                 "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
             ),
             _ => {}
@@ -563,7 +563,7 @@ fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
     {
         errs.invalid(
             at,
-            s.clone(),
+            super::internal(s),
             "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
         );
     }

@@ -326,7 +326,11 @@ impl Api {
             "" => api::rules::validate_update(resource, &object, old),
             // What these write is not the client's own choice.
             "binding" | "finalize" => api::error::FieldErrors::new(),
-            _ => api::rules::validate_status_update(resource, &object, old),
+            _ => {
+                let mut errors = api::rules::validate_status_update(resource, &object, old);
+                hooks::check_subresource(request, &object, old, &mut errors);
+                errors
+            }
         };
         if !errors.is_empty() {
             return Err(ApiError::invalid(&resource.group, &resource.kind, &request.name, errors));
