@@ -5,6 +5,7 @@
 pub mod apps;
 pub mod core;
 pub mod crd;
+pub mod flow;
 pub mod groups;
 pub mod meta;
 pub mod pod;

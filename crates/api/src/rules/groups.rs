@@ -81,7 +81,7 @@ fn policy_port(at: &str, p: &Value, errs: &mut FieldErrors) {
         if let (Some(end), Some(start)) = (p["endPort"].as_int(), p["port"].as_int()) {
             if end < start {
                 let text = "must be greater than or equal to `port`";
-                errs.invalid(format!("{at}.endPort"), end, text);
+                errs.invalid(format!("{at}.endPort"), start, text);
             }
             super::port_number(&format!("{at}.endPort"), &p["endPort"], errs);
         } else if p.has("endPort") {
@@ -418,11 +418,18 @@ pub fn csi_node(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
             errs.required(format!("{at}.nodeID"), "");
         }
         non_negative(&format!("{at}.allocatable.count"), &d["allocatable"]["count"], errs);
-        for k in d["topologyKeys"].items() {
-            reasons(&at, k.text(), name::qualified(k.text()), errs);
+        let keys = d["topologyKeys"].items();
+        for (j, key) in keys.iter().enumerate() {
+            if key.text().is_empty() {
+                errs.required(&at, "");
+            }
+            if keys[..j].contains(key) {
+                errs.duplicate(&at, key.clone());
+            }
+            reasons(&at, key.text(), name::qualified(key.text()), errs);
         }
         if drivers[..i].iter().any(|o| o["name"].text() == n) {
-            errs.duplicate(at, n);
+            errs.duplicate(format!("{at}.name"), n);
         }
     }
 }
