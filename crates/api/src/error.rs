@@ -70,6 +70,7 @@ impl FieldError {
             FieldReason::Forbidden(d) => with_detail("Forbidden", d),
             FieldReason::Internal(d) => with_detail("Internal error", d),
             FieldReason::Invalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
+            FieldReason::InvalidAs(text, d) if text.is_empty() => with_detail("Invalid value", d),
             FieldReason::InvalidAs(text, d) => with_detail(&format!("Invalid value: {text}"), d),
             FieldReason::TypeInvalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
             FieldReason::Duplicate(v) => format!("Duplicate value: {v}"),

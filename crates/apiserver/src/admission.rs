@@ -88,6 +88,7 @@ pub(crate) async fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     pod_security::validate(review)?;
     pods::one_default_priority(review)?;
     classes::validate_resize(review)?;
+    pods::validate_resize(review)?;
     classes::validate_runtime(review)?;
     rbac::validate(review)
 }

@@ -94,6 +94,18 @@ pub(super) fn one_default_priority(review: &Review<'_>) -> Result<(), ApiError> 
     }
 }
 
+/// A pod is resized only on a node that is there to say what it can do.
+pub(super) fn validate_resize(review: &Review<'_>) -> Result<(), ApiError> {
+    let resized = review.resource.plural == "pods" && review.request.subresource == "resize";
+    let Some(old) = review.old.filter(|_| resized) else { return Ok(()) };
+    let node = review.object.str_at(&["spec", "nodeName"]).unwrap_or("");
+    let there = || review.api.cache.shelf("minions").get(node).is_some();
+    if node.is_empty() || old.get("spec") == review.object.get("spec") || there() {
+        return Ok(());
+    }
+    Err(review.forbidden(format!("node {node:?} not found")))
+}
+
 /// Pods stay five minutes on a node that is lost, unless they say otherwise.
 pub(super) fn default_tolerations(review: &mut Review<'_>) {
     if !review.creates("", "pods") {

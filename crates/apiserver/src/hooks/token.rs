@@ -25,6 +25,9 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
         .ok_or_else(|| request.not_found())?
         .parse();
     api::defaults::apply(&mut asked, &row(api));
+    if let Some(spec) = asked.get_mut("spec") {
+        spec.default_to("expirationSeconds", LIFE_DEFAULT_S);
+    }
     let now = api.clock.now();
     let writer = api::patch::apply::Writer { manager: &options.manager, subresource: "token", now };
     api::patch::apply::track_update(None, &mut asked, &row(api), writer);

@@ -57,7 +57,10 @@ impl Api {
                 if self.exists(resource, &candidate).await? {
                     return Err(taken(resource, &candidate));
                 }
-                return Ok(Entry::new(&super::commit::stored_bytes(resource, &candidate), 0));
+                // Shows what it would get; nothing is claimed.
+                let mut shown = candidate;
+                hooks::on_write(self, resource, &mut shown, None).await?;
+                return Ok(Entry::new(&super::commit::stored_bytes(resource, &shown), 0));
             }
             match self.store_new(resource, &candidate).await? {
                 Some(entry) => return Ok(entry),
