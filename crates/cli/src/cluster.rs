@@ -158,7 +158,7 @@ async fn lone_address(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Re
     Ok(address)
 }
 
-/// Writes down what was done to the machine's network, for `down --purge` to undo.
+/// Writes down what was done to the machine, for `down --purge` to undo.
 fn remember(layout: &Layout, what: &str, value: &str) -> anyhow::Result<()> {
     let dir = layout.node().join("network");
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -194,6 +194,8 @@ async fn node(
     let dns_address = service_address(args, DNS_OFFSET)?;
     remember(layout, "services", &args.service_cidr)?;
     remember(layout, "dns", &dns_address.to_string())?;
+    let containerd = args.containerd_address.as_deref().map(path_text).unwrap_or_default();
+    remember(layout, "containerd", &containerd)?;
     // Before the DNS server, which binds to it.
     proxy::routes::own_address(dns_address, ctx).await?;
     let node_ip = own.map(|a| a.to_string()).unwrap_or_default();
@@ -225,7 +227,7 @@ async fn node(
         data_dir: layout.node(),
         cgroup_root: layout.cgroup_root(),
         images_dir: images_dir(),
-        containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
+        containerd_address: containerd,
         ..node_agent::Config::default()
     };
     let user = format!("system:node:{name}");
@@ -296,8 +298,11 @@ where
 pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if layout.node().exists() {
+        let containerd = std::fs::read_to_string(layout.node().join("network/containerd"));
         let config = node_agent::Config {
             data_dir: layout.node(),
+            // Not there when the cluster never came as far as a node.
+            containerd_address: containerd.unwrap_or_default(),
             cgroup_root: layout.cgroup_root(),
             ..node_agent::Config::default()
         };

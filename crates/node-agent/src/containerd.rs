@@ -203,7 +203,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
         let channel = crate::runtime::channel(&self.socket());
         if purge && crate::runtime::answers(&channel).await {
             let runtime = crate::runtime::Runtime::new(channel);
-            if let Err(error) = runtime.remove_everything().await {
+            if let Err(error) = runtime.remove_everything(Path::new("")).await {
                 tracing::warn!(%error, "pods could not all be removed in good order");
             }
         }

@@ -383,8 +383,9 @@ fn namespaced<T>(message: T, lease: Option<&str>) -> Request<T> {
 pub async fn ensure_packed(channel: &Channel, name: &str, path: &Path) -> anyhow::Result<()> {
     let program =
         tokio::fs::read(path).await.with_context(|| format!("read {}", path.display()))?;
-    let entrypoint = name.rsplit('/').next().and_then(|last| last.split(':').next());
-    let archive = pack(name, &program, entrypoint.unwrap_or("program"))?;
+    let file = path.file_name().and_then(|name| name.to_str()).unwrap_or("program");
+    let entrypoint = file.strip_prefix("ironclad-").unwrap_or(file);
+    let archive = pack(name, &program, entrypoint)?;
     for (name, root) in &archive.roots {
         if present(channel, name).await?.as_deref() != Some(&root.digest) {
             import(channel, &archive).await?;
