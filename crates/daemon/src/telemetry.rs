@@ -1,5 +1,7 @@
 //! Logs: `tracing` to standard error, as text or JSON.
 
+use std::io::IsTerminal as _;
+
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -38,7 +40,10 @@ impl Default for Log {
 pub fn start(log: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|error| anyhow::anyhow!("log.filter {:?}: {error}", log.filter))?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Colours are for eyes: a log in a file is searched by its words.
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     // A second daemon in the same process finds the subscriber set, which is what we want.
     let _already_set = match log.format {
