@@ -114,14 +114,34 @@ async fn resource(
         return streams::answer(api, ctx, parts, body, request, &path, &query).await;
     }
     let verb = verb_of(&method, &path, &query).ok_or(ApiError::MethodNotAllowed)?;
+    let began = api.clock.monotonic();
+    let answer = perform(api, ctx, parts, body, &mut request, verb, &query, accept).await;
+    let code = answer.as_ref().map_or_else(|error| error.status().0, |r| r.status().as_u16());
+    let took = api.clock.monotonic().saturating_sub(began);
+    api.metrics.answered(&request, verb, code, took);
+    answer
+}
+
+/// Authorizes and runs a request for a resource.
+#[allow(clippy::too_many_arguments)] // what an HTTP request consists of
+async fn perform(
+    api: &Arc<Api>,
+    ctx: &daemon::Context,
+    parts: &Parts,
+    body: HttpBody,
+    request: &mut Request,
+    verb: &'static str,
+    query: &Query,
+    accept: Option<&str>,
+) -> Result<HttpResponse, ApiError> {
     let ask = Attributes { verb, ..request.attributes() };
     api.authorizer.check(&request.user, &ask)?;
     let accepted = negotiate::accept(accept)?;
-    request.action = action(verb, parts, body, &query, &request).await?;
+    request.action = action(verb, parts, body, query, request).await?;
     let deprecated = Some(request.resource.deprecation.to_string());
     let deprecated: Vec<String> = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
     match api.run(request.clone()).await {
-        Ok(outcome) => finish(api, ctx, &request, outcome, accepted, &query, deprecated),
+        Ok(outcome) => finish(api, ctx, request, outcome, accepted, query, deprecated),
         Err(error) => {
             let mut response = render::error(&error, accept);
             render::warn(&mut response, &deprecated);
