@@ -21,9 +21,14 @@ use crate::request::{
 mod discovery;
 mod negotiate;
 mod path;
+mod portforward;
+mod proxy;
 mod query;
 mod render;
+mod session;
+mod spdy;
 mod streams;
+mod upgrade;
 mod watch;
 
 use negotiate::Accepted;

@@ -14,8 +14,10 @@ pub struct Config {
     pub server: String,
     /// Our certificate and the server's authority.
     pub tls: TlsFiles,
-    /// Address and port served over UDP and TCP; the address must be one of this machine's.
+    /// Address and port served over UDP and TCP; the address must be one of this machine's (`ironclad-proxy` adds it).
     pub listen: String,
+    /// Whether the Service `kube-dns` in `kube-system` is to be kept at the address of `listen`.
+    pub publish: bool,
     /// The cluster's domain.
     pub domain: String,
     /// Servers asked about other names, as `address` or `address:port`; empty for those of `resolv_conf`.
@@ -29,7 +31,8 @@ impl Default for Config {
         Self {
             server: "https://127.0.0.1:6443".into(),
             tls: TlsFiles::default(),
-            listen: "0.0.0.0:10053".into(),
+            listen: "10.96.0.10:53".into(),
+            publish: true,
             domain: "cluster.local".into(),
             upstream: Vec::new(),
             resolv_conf: "/etc/resolv.conf".into(),
@@ -96,7 +99,12 @@ fn servers(text: &str) -> Vec<SocketAddr> {
 
 impl daemon::Config for Config {
     fn check(&mut self) -> anyhow::Result<()> {
-        self.address()?;
+        let ip = self.address()?.ip();
+        let special = ip.is_unspecified() || ip.is_loopback();
+        anyhow::ensure!(
+            !(self.publish && special),
+            "publish: pods cannot reach {ip}; listen at an address of the Services' range, or set publish=false"
+        );
         self.upstreams()?;
         anyhow::ensure!(!self.domain.trim_matches('.').is_empty(), "domain: must not be empty");
         Ok(())
@@ -126,8 +134,10 @@ mod tests {
 
     #[test]
     fn a_bad_address_is_named() {
-        let mut config = Config { listen: "here".into(), ..Config::default() };
-        let error = daemon::Config::check(&mut config).unwrap_err();
-        assert!(error.to_string().starts_with("listen:"), "{error}");
+        for (listen, key) in [("here", "listen:"), ("127.0.0.1:53", "publish:")] {
+            let mut config = Config { listen: listen.into(), ..Config::default() };
+            let error = daemon::Config::check(&mut config).unwrap_err();
+            assert!(error.to_string().starts_with(key), "{error}");
+        }
     }
 }

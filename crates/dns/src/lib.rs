@@ -4,17 +4,20 @@
 //! asks other servers about other names. The watches feed the zone one changed Service at a time.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use client::{Cache, Client, Select};
-use daemon::{Channel, Context};
+use client::{Cache, Client, Executor, Recorder, Select};
+use daemon::{Backoff, Channel, Context};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::{Mutex, RwLock};
 
 mod config;
 mod metrics;
+mod publish;
 pub mod serve;
 pub mod zone;
 
@@ -23,6 +26,8 @@ pub use metrics::Metrics;
 use zone::{Owner, Zone};
 
 const SERVICE_OF: &str = "service";
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// Runs the DNS server with a socket to the API server.
 ///
@@ -40,7 +45,8 @@ pub async fn run(config: Config, ctx: Context) -> anyhow::Result<()> {
 /// When the address cannot be bound.
 pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::Result<()> {
     let zone = Arc::new(RwLock::new(Zone::new(&config.domain)));
-    let cache = Cache::builder(Client::new(channel, "kube-dns"))
+    let client = Client::new(channel, "kube-dns");
+    let cache = Cache::builder(client.clone())
         .kind::<Namespace>(Select::all().project(&["metadata.name"]))
         .kind::<Service>(Select::all())
         .kind::<EndpointSlice>(Select::all().index(SERVICE_OF, service_of))
@@ -58,6 +64,10 @@ pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::R
     let listen = config.address()?;
     let address = serve::start(listen, zone.clone(), config.upstreams()?, metrics, &ctx).await?;
     tracing::info!(%address, domain = config.domain, "names are served");
+    if config.publish {
+        let executor = Executor::new(client, Recorder::silent());
+        ctx.tasks.part("DNS Service", publish(cache.clone(), executor, address, ctx.clone()));
+    }
     loop {
         tokio::select! {
             () = ctx.shutdown.cancelled() => return Ok(()),
@@ -67,6 +77,44 @@ pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::R
                 }
                 update(&cache, &dirty, &zone);
             }
+        }
+    }
+}
+
+/// Keeps the Service of `address` there: made at the start, and again if somebody deletes it.
+async fn publish(
+    cache: Cache,
+    executor: Executor,
+    address: SocketAddr,
+    ctx: Context,
+) -> anyhow::Result<()> {
+    let mut changes = cache.changes();
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
+    let mut first = true;
+    loop {
+        let mut wait = None;
+        changes.mark_unchanged();
+        if first || cache.get::<Service>(publish::NAMESPACE, publish::NAME).is_none() {
+            let done = executor.run(publish::plan(address)).await;
+            if let Some(error) = done.error {
+                tracing::warn!(%error, "Service of the cluster's DNS not written, trying again");
+                wait = Some(backoff.delay());
+            } else {
+                cache.reached(&done.expect).await;
+                first = false;
+                backoff.reset();
+            }
+        }
+        let changed = async {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                // A closed channel means that the cache is gone, and we with it.
+                None => drop(changes.changed().await),
+            }
+        };
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => return Ok(()),
+            () = changed => {}
         }
     }
 }

@@ -139,6 +139,7 @@ async fn run(upstream: Option<SocketAddr>) -> Running {
     let server = free();
     let config = Config {
         listen: server.to_string(),
+        publish: false,
         upstream: upstream.iter().map(ToString::to_string).collect(),
         resolv_conf: String::new(),
         ..Config::default()

@@ -11,6 +11,7 @@
 //!   and stats for the API server.
 
 mod agent;
+mod attach;
 pub mod cgroup;
 pub mod cni;
 mod config;
@@ -35,12 +36,15 @@ mod worker;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use client::{Cache, Client, Recorder, Select};
 use daemon::tls::PeerCertificates;
 use daemon::{Channel, Context};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tonic::{Request, Status};
 use wire::apiserver::node_server::NodeServer;
@@ -54,6 +58,9 @@ use crate::runtime::Runtime;
 use crate::serve::NodeService;
 use crate::worker::Shared;
 
+/// How often, and how long after one another, killed processes are looked for until they have ended.
+const PURGE_ROUNDS_MAX: u32 = 100;
+const PURGE_ROUND: Duration = Duration::from_millis(20);
 /// Users that may ask us for logs, exec and the like, beside the group `system:masters`.
 const CALLERS: &[&str] = &["kube-apiserver", "kube-apiserver-kubelet-client"];
 
@@ -110,15 +117,69 @@ pub fn private_containerd(config: &Config) -> Containerd {
 pub async fn purge(config: &Config) -> anyhow::Result<()> {
     if config.containerd_address.is_empty() {
         private_containerd(config).stop(true).await?;
+    } else {
+        leave(config).await.context("leave containerd")?;
     }
+    end_pods(config).await.context("remove cgroups")?;
     containerd::unmount_below(&config.data_dir)?;
-    cgroup::remove(&format!("/{}", config.cgroup_root)).context("remove cgroups")?;
     match std::fs::remove_dir_all(&config.data_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", config.data_dir.display()))
         }
         _ => Ok(()),
     }
+}
+
+/// Takes what is ours out of a containerd that is not: pods and the network's configuration.
+async fn leave(config: &Config) -> anyhow::Result<()> {
+    let channel = runtime::channel(Path::new(&config.containerd_address));
+    if !runtime::answers(&channel).await {
+        tracing::warn!(socket = config.containerd_address, "containerd is gone, with our pods");
+        return Ok(());
+    }
+    let runtime = Runtime::new(channel);
+    runtime.remove_everything(Path::new(&config.logs())).await?;
+    cni::remove(&cni_dir(config, &runtime).await?).context("remove the network's configuration")
+}
+
+/// Where the CNI configuration goes: where containerd reads it, unless we are told otherwise.
+async fn cni_dir(config: &Config, runtime: &Runtime) -> anyhow::Result<PathBuf> {
+    if !config.cni_conf_dir.is_empty() {
+        return Ok(PathBuf::from(&config.cni_conf_dir));
+    }
+    let (dir, _) = runtime.configured().await?;
+    Ok(PathBuf::from(if dir.is_empty() { "/etc/cni/net.d" } else { &dir }))
+}
+
+/// Removes the cgroups of our pods, and kills what is in them: a container whose shim was killed has nobody else to do
+/// it. Other clusters of this machine may have pods below the same root.
+async fn end_pods(config: &Config) -> anyhow::Result<()> {
+    let pods = match std::fs::read_dir(config.data_dir.join("pods")) {
+        Ok(pods) => {
+            pods.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).context("list pods"),
+    };
+    let root = &config.cgroup_root;
+    for uid in pods {
+        for class in ["", "burstable/", "besteffort/"] {
+            let path = format!("/{root}/{class}pod{uid}");
+            for _ in 0..PURGE_ROUNDS_MAX {
+                let pids = cgroup::processes(&path)?;
+                for pid in &pids {
+                    // It may have ended in the meantime, which is as good.
+                    let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+                if pids.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(PURGE_ROUND).await;
+            }
+            cgroup::remove(&path).with_context(|| path.clone())?;
+        }
+    }
+    Ok(cgroup::prune(&format!("/{root}"))?)
 }
 
 /// Starts the agent over `channel` as parts of `ctx`, and returns the service that the API server
@@ -187,10 +248,16 @@ async fn runtime(config: &Config) -> anyhow::Result<(Runtime, PathBuf)> {
             tracing::warn!(path = %path.display(), image, "no such program: the image is not made");
         }
     }
-    let cni = match config.cni_conf_dir.as_str() {
-        "" if config.containerd_address.is_empty() => own.cni_dir(),
-        "" => PathBuf::from("/etc/cni/net.d"),
-        dir => PathBuf::from(dir),
-    };
-    Ok((Runtime::new(channel), cni))
+    let runtime = Runtime::new(channel.clone());
+    if config.containerd_address.is_empty() && config.cni_conf_dir.is_empty() {
+        return Ok((runtime, own.cni_dir()));
+    }
+    // A containerd of others has its own idea of a pause image, which it could not pull without a registry.
+    let (_, pause) = runtime.configured().await?;
+    let program = config.program("ironclad-pause");
+    if !pause.is_empty() && program.exists() && runtime.image(&pause).await?.is_none() {
+        images::ensure_packed(&channel, &pause, &program).await?;
+    }
+    let cni = cni_dir(config, &runtime).await?;
+    Ok((runtime, cni))
 }

@@ -46,6 +46,10 @@ pub async fn start(config: &Config, channel: Channel, ctx: Context) -> anyhow::R
     let (base, prefix) = routes::parse_cidr(&config.pod_cidr)?;
     let pods = PodNetwork { base, prefix };
     routes::forward()?;
+    routes::services(routes::parse_cidr(&config.service_cidr)?, config.node_ip()?, &ctx).await?;
+    if let Some(address) = config.dns_address()? {
+        routes::own_address(address, &ctx).await?;
+    }
     let cache = Cache::builder(Client::new(channel, "kube-proxy"))
         .kind::<Service>(Select::all())
         .kind::<EndpointSlice>(Select::all())

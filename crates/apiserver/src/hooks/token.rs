@@ -33,16 +33,7 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     api::patch::apply::track_update(None, &mut asked, &row(api), writer);
     check(&asked)?;
     let life_s = asked.int_at(&["spec", "expirationSeconds"]).unwrap_or(LIFE_DEFAULT_S).min(YEAR);
-    let audiences: Vec<String> = asked
-        .at(&["spec", "audiences"])
-        .map(Value::items)
-        .unwrap_or_default()
-        .iter()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    let audiences =
-        if audiences.is_empty() { api.authenticator.audiences.clone() } else { audiences };
+    let audiences = audiences(api, &asked);
     let mut bound = Bound {
         namespace: request.namespace.clone(),
         serviceaccount: Reference {
@@ -83,6 +74,13 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     let kind = Some(("authentication.k8s.io".to_owned(), "TokenRequest".to_owned()));
     let object = Object { json: asked.to_bytes().into(), kind };
     Ok(Outcome::Object { object, created: true, warnings })
+}
+
+/// Whom the token is for: those asked for, or ourselves.
+fn audiences(api: &Api, asked: &Value) -> Vec<String> {
+    let named = asked.at(&["spec", "audiences"]).map(Value::items).unwrap_or_default();
+    let named: Vec<String> = named.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    if named.is_empty() { api.authenticator.audiences.clone() } else { named }
 }
 
 /// The row of the kind that this subresource takes.
