@@ -243,7 +243,8 @@ mod tests {
                 "persistentvolumeclaims",
                 crate::json!({"spec": {"storageClassName": "c",
                 "resources": {"requests": {"storage": "1Gi"}}}}),
-                "c.storageclass.storage.k8s.io/persistentvolumeclaims=1,c.storageclass.storage.k8s.io/requests.storage=1Gi,\
+                "c.storageclass.storage.k8s.io/persistentvolumeclaims=1,\
+                 c.storageclass.storage.k8s.io/requests.storage=1Gi,\
                  count/persistentvolumeclaims=1,persistentvolumeclaims=1,requests.storage=1Gi",
             ),
             ("apps", "deployments", crate::json!({}), "count/deployments.apps=1"),

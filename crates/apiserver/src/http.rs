@@ -62,14 +62,20 @@ async fn answer(
     accept: Option<&str>,
 ) -> Result<HttpResponse, ApiError> {
     let user = api.authenticator.user(parts)?;
-    let user = impersonate(user, &parts.headers, &api.authorizer)?;
     let path = parts.uri.path().to_owned();
     let target = path::parse(&path);
+    let query = Query::new(parts.uri.query().unwrap_or(""));
+    let method = parts.method.as_str().to_ascii_lowercase();
+    let ask = match &target {
+        Target::Resource(path) => {
+            path.attributes(verb_of(&parts.method, path, &query).unwrap_or(&method))
+        }
+        _ => Attributes { verb: &method, path: &path, ..Attributes::default() },
+    };
+    let user = impersonate(user, &parts.headers, &api.authorizer, &ask)?;
     if let Target::Resource(path) = target {
         return resource(api, ctx, parts, body, user, path, accept).await;
     }
-    let verb = parts.method.as_str().to_ascii_lowercase();
-    let ask = Attributes { verb: &verb, path: &path, ..Attributes::default() };
     api.authorizer.check(&user, &ask)?;
     match &target {
         Target::Groups { .. } | Target::Group(_) | Target::Version { .. } => {
@@ -94,16 +100,7 @@ async fn resource(
     let method = parts.method.clone();
     let Some(row) = found else {
         let verb = verb_of(&method, &path, &query).unwrap_or("");
-        let ask = Attributes {
-            verb,
-            group: &path.group,
-            resource: &path.resource,
-            subresource: &path.subresource,
-            namespace: &path.namespace,
-            name: &path.name,
-            path: "",
-        };
-        api.authorizer.check(&user, &ask)?;
+        api.authorizer.check(&user, &path.attributes(verb))?;
         return Err(ApiError::NoSuchPath);
     };
     let mut request = Request {
