@@ -69,6 +69,9 @@ impl FieldError {
             FieldReason::Required(d) => with_detail("Required value", d),
             FieldReason::Forbidden(d) => with_detail("Forbidden", d),
             FieldReason::Internal(d) => with_detail("Internal error", d),
+            FieldReason::Invalid(Value::Str(text), d) => {
+                with_detail(&format!("Invalid value: {}", quoted(text)), d)
+            }
             FieldReason::Invalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
             FieldReason::InvalidAs(text, d) if text.is_empty() => with_detail("Invalid value", d),
             FieldReason::InvalidAs(text, d) => with_detail(&format!("Invalid value: {text}"), d),
@@ -89,6 +92,15 @@ impl FieldError {
             }
         }
     }
+}
+
+/// A text in quotes, with the signs of markup as they are.
+fn quoted(text: &str) -> String {
+    let mut out = Value::from(text).to_string();
+    for (escaped, sign) in [("\\u003c", "<"), ("\\u003e", ">"), ("\\u0026", "&")] {
+        out = out.replace(escaped, sign);
+    }
+    out
 }
 
 fn with_detail(head: &str, detail: &str) -> String {

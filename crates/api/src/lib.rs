@@ -26,6 +26,7 @@ pub mod openapi;
 pub mod patch;
 pub mod pod_security;
 pub mod quantity;
+pub mod quota;
 pub mod rules;
 pub mod schema;
 pub mod selector;

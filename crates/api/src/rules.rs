@@ -5,14 +5,18 @@
 pub mod apps;
 pub mod core;
 pub mod crd;
+pub mod devices;
+pub mod event;
 pub mod flow;
 pub mod groups;
+pub mod limits;
 pub mod meta;
 pub mod pod;
 pub mod pod_update;
 pub mod rbac;
 pub mod review;
 mod scheduling;
+mod security;
 pub mod service;
 mod volumes;
 

@@ -14,6 +14,7 @@ mod limits;
 mod namespace_lifecycle;
 mod pod_security;
 mod pods;
+pub(crate) mod quota;
 mod rbac;
 mod service_account;
 

@@ -75,7 +75,7 @@ static HOOKS: &[Hook] = &[
     returning("", "podtemplates"),
     returning("", "services"),
     returning("", "serviceaccounts"),
-    returning("", "persistentvolumes"),
+    Hook { complete: volume_phase, ..returning("", "persistentvolumes") },
     returning("", "persistentvolumeclaims"),
     returning("", "resourcequotas"),
     returning("resource.k8s.io", "resourceclaims"),
@@ -87,6 +87,16 @@ static HOOKS: &[Hook] = &[
     returning("storage.k8s.io", "csidrivers"),
     returning("storage.k8s.io", "volumeattachments"),
 ];
+
+/// Notes when a volume's phase changed.
+fn volume_phase(api: &Api, volume: &mut Value, old: Option<&Value>) {
+    let phase = |v: &Value| v["status"]["phase"].clone();
+    let at = ["status", "lastPhaseTransitionTime"];
+    let noted = old.is_some_and(|old| volume.at(&at) != old.at(&at));
+    if !noted && old.is_none_or(|old| phase(old) != phase(volume)) {
+        volume.set_at(&at, api::time::format(api.clock.now()));
+    }
+}
 
 fn hook(resource: &Resource) -> &'static Hook {
     HOOKS
@@ -137,10 +147,12 @@ pub(crate) async fn on_write(
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<Claims, ApiError> {
-    match (resource.group.as_ref(), resource.plural.as_ref()) {
-        ("", "services") => service::claim(api, object, old).await,
-        _ => Ok(Claims::default()),
-    }
+    let mut claims = match (resource.group.as_ref(), resource.plural.as_ref()) {
+        ("", "services") => service::claim(api, object, old).await?,
+        _ => Claims::default(),
+    };
+    crate::admission::quota::claim(api, resource, object, old, &mut claims)?;
+    Ok(claims)
 }
 
 /// What the deletion of this object gives back.

@@ -27,6 +27,7 @@ mod grpc;
 mod hooks;
 mod http;
 mod layers;
+mod metrics;
 mod nodes;
 mod registry;
 mod request;
@@ -113,6 +114,7 @@ pub async fn open(
         etcd,
         clock: ctx.clock.clone(),
         leases: registry::commit::Leases::default(),
+        metrics: metrics::Metrics::new(&ctx.metrics),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);

@@ -7,5 +7,6 @@ pub mod garbage;
 pub mod namespace;
 pub mod nodes;
 pub mod protection;
+pub mod quota;
 pub mod replicaset;
 pub mod serviceaccount;

@@ -13,8 +13,8 @@ use daemon::{Channel, Context};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
-    ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -92,6 +92,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                     cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 )
             ),*,
+                controllers::quota::run(client.clone(), cache.clone(), leading.clone()),
                 controllers::garbage::run(client.clone(), inner.clone(), leading.clone()),
                 controllers::namespace::run(client.clone(), cache.clone(), inner.clone(), leading.clone()),
             )
@@ -152,6 +153,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<PersistentVolumeClaim>(Select::all())
         .kind::<PersistentVolume>(Select::all())
         .kind::<ClusterRole>(Select::all())
+        .kind::<ResourceQuota>(Select::all())
         .kind::<Lease>(Select::all().namespace("kube-node-lease"))
         .start(ctx)
 }

@@ -32,10 +32,10 @@ pub(crate) fn event_to_core(v: &mut Value) {
 pub(super) fn event_from_core(v: &mut Value) {
     rename(v, EVENT_FIELDS.iter().copied());
     v.set("apiVersion", "events.k8s.io/v1");
+    settle(v, "io.k8s.api.events.v1.Event");
     if v["reportingInstance"].is_empty() {
         v.remove("reportingInstance");
     }
-    settle(v, "io.k8s.api.events.v1.Event");
 }
 
 fn settle(v: &mut Value, name: &str) {

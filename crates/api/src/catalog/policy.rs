@@ -29,7 +29,7 @@ pub(super) const EVENTS: &[Row] = &[Row::namespaced(
     "Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*",
     columns::core::event,
 )
-.rules(rules::core::new_event)
+.rules(rules::event::new_event)
 .create_on_update()
 .stored_as(("", "v1"), convert::event_to_core, convert::event_from_core)];
 

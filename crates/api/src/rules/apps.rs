@@ -378,7 +378,7 @@ pub fn replica_counts(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
     for key in parts {
         let at = format!("status.{key}");
         non_negative(&at, &status[key], errs);
-        if count(key) > count("replicas") {
+        if status.has(key) && count(key) > count("replicas") {
             errs.invalid(&at, count(key), "cannot be greater than status.replicas");
         }
         if key == "availableReplicas" && count(key) > count("readyReplicas") {

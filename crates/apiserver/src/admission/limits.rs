@@ -102,36 +102,11 @@ fn quantity(value: &Value) -> Option<Quantity> {
     Quantity::parse(value.as_str()?).ok()
 }
 
-/// What a pod's containers ask for together: the sum of those that run side by side, or the most that starting takes.
-pub(super) fn pod_total(spec: &Value, which: &str) -> Value {
-    let each = |list: &str, sidecars: bool| -> Vec<&Value> {
-        let all = spec[list].items().iter();
-        all.filter(|c| (c["restartPolicy"].text() == "Always") == sidecars)
-            .map(|c| &c["resources"][which])
-            .collect()
-    };
-    let sidecars = each("initContainers", true);
-    let side_by_side: Vec<&Value> =
-        each("containers", false).into_iter().chain(sidecars.iter().copied()).collect();
-    let starting = each("initContainers", false);
+/// What a pod's containers ask for together.
+fn pod_total(spec: &Value, which: &str) -> Value {
     let mut total = Value::Object(Map::default());
-    let overhead = &spec["overhead"];
-    for list in side_by_side.iter().chain(&starting) {
-        for (key, _) in list.members() {
-            let get = |list: &&Value| list.get(key).and_then(quantity);
-            let sum = |lists: &[&Value]| {
-                lists.iter().filter_map(get).fold(Quantity::ZERO, |sum, q| sum.plus(q))
-            };
-            let before = sum(&sidecars);
-            let running = sum(&side_by_side);
-            let most =
-                starting.iter().filter_map(get).map(|q| q.plus(before)).fold(running, Ord::max);
-            let most = overhead.get(key).and_then(quantity).map_or(most, |o| most.plus(o));
-            total.set(key, most.to_string());
-        }
-    }
-    for (key, value) in spec["resources"][which].members() {
-        total.set(key, value.clone());
+    for (key, amount) in api::quota::pod_total(spec, which) {
+        total.set(&key, amount.to_string());
     }
     total
 }
@@ -250,15 +225,5 @@ mod tests {
         for (requests, limits, wanted) in cases {
             assert_eq!(check(requests, limits), wanted, "{requests} {limits}");
         }
-    }
-
-    #[test]
-    fn a_pod_asks_for_its_containers_or_for_what_starting_takes() {
-        let spec = parse(
-            r#"{"containers":[{"resources":{"requests":{"cpu":"1"}}},{"resources":{"requests":{"cpu":"500m"}}}],
-                "initContainers":[{"restartPolicy":"Always","resources":{"requests":{"cpu":"100m"}}},
-                    {"resources":{"requests":{"cpu":"3"}}}],"overhead":{"cpu":"10m"}}"#,
-        );
-        assert_eq!(pod_total(&spec, "requests")["cpu"].text(), "3110m");
     }
 }

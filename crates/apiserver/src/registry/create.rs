@@ -16,7 +16,7 @@ use crate::storage::entry::Entry;
 /// Names tried for one `generateName`.
 const GENERATE_TRIES: usize = 8;
 /// Times a claim (an address, a port) is tried again after somebody else took it.
-const CLAIM_TRIES: usize = 16;
+const CLAIM_TRIES: usize = 64;
 
 impl Api {
     pub(crate) async fn create(
@@ -88,10 +88,13 @@ impl Api {
             match self.put(resource, &object, 0, claims).await? {
                 Committed::Done(entry) => return Ok(Some(entry)),
                 Committed::Changed(_) => return Ok(None),
-                Committed::ClaimTaken => {}
+                // Somebody else took it: look again when we can see that.
+                Committed::ClaimTaken => {
+                    self.catch_up().await?;
+                }
             }
         }
-        Err(ApiError::Internal("could not claim an address or port; try again".into()))
+        Err(ApiError::Internal("could not claim what the object needs; try again".into()))
     }
 
     /// Everything between the body and the transaction.
@@ -137,7 +140,7 @@ impl Api {
                 "" => api::meta::generate_name(&object),
                 name => name,
             };
-            return Err(ApiError::invalid(&resource.group, &resource.kind, name, errors));
+            return Err(ApiError::invalid(&resource.storage_group, &resource.kind, name, errors));
         }
         warnings.extend(api::rules::warnings(resource, &object, None));
         let mut review = admission::Review {

@@ -264,7 +264,9 @@ impl Api {
                     current = now;
                     fresh = true;
                 }
-                Committed::ClaimTaken => {}
+                Committed::ClaimTaken => {
+                    self.catch_up().await?;
+                }
             }
             if pinned && attempt + 1 >= PINNED_TRIES {
                 break;
@@ -362,7 +364,8 @@ impl Api {
             }
         };
         if !errors.is_empty() {
-            return Err(ApiError::invalid(&resource.group, &resource.kind, &request.name, errors));
+            let group = &resource.storage_group;
+            return Err(ApiError::invalid(group, &resource.kind, &request.name, errors));
         }
         warnings.extend(api::rules::warnings(resource, &object, Some(old)));
         let mut review = admission::Review {

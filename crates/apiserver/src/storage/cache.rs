@@ -96,6 +96,11 @@ impl Shelf {
         (found, state.changed)
     }
 
+    /// How many objects there are.
+    pub(crate) fn len(&self) -> usize {
+        self.state.read().objects.len()
+    }
+
     /// The revision of the last change.
     pub(crate) fn changed(&self) -> i64 {
         self.state.read().changed
