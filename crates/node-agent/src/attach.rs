@@ -1,7 +1,8 @@
 //! A container's own streams, which belong to the runtime: its streaming server hands them out over WebSocket.
 //!
 //! Input and output are two sessions, since a WebSocket of the protocol that containerd 1.6 speaks cannot end the
-//! input alone: ending the session of the input does.
+//! input alone: ending the session of the input does. The session of the output has an input as well, which stays
+//! empty: without one, containerd takes the input to be at its end.
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -39,9 +40,9 @@ impl Attached {
     /// Attaches to a container; to its input where that is wanted and there is one.
     pub(crate) async fn start(runtime: &Runtime, id: &str, stdin: bool) -> anyhow::Result<Self> {
         let (has_input, tty, once) = runtime.terminal(id).await?;
-        let output = connect(&runtime.attach(id, tty, false).await?).await?;
+        let output = connect(&runtime.attach(id, tty, true).await?).await?;
         let input = match stdin && has_input {
-            true => Some(connect(&runtime.attach(id, tty, true).await?).await?),
+            true => Some(connect(&runtime.attach(id, tty, false).await?).await?),
             false => None,
         };
         Ok(Self { output, input, ends_input: once && !tty })

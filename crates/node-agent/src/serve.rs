@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use daemon::Context;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use nix::sched::{CloneFlags, setns};
 use parking_lot::Mutex;
@@ -94,6 +94,29 @@ impl NodeService {
             return Err(Status::failed_precondition(text));
         }
         Ok(container.clone())
+    }
+
+    /// What a container writes from now on, without attaching to it: who leaves such a session would end the input of
+    /// a container whose input ends with the first that is attached.
+    fn written(
+        &self,
+        container: &Container,
+        uid: &str,
+    ) -> Result<Response<Out<pb::ExecOutput>>, Status> {
+        let ask = Ask { tail_lines: Some(0), ..Ask::default() };
+        let reader = Reader::open(&PathBuf::from(&container.log_path), ask)
+            .map_err(|e| Status::not_found(format!("failed to open the log: {e}")))?;
+        let follow = Some((uid.to_owned(), container.id.clone()));
+        let (send, receive) = mpsc::channel(STREAM_MESSAGES_MAX);
+        let service = self.clone();
+        self.ctx.tasks.job(async move {
+            if let Err(status) = send_log(service, reader, follow, &send).await {
+                drop(send.send(Err(status)).await);
+            }
+        });
+        let output = ReceiverStream::new(receive)
+            .map(|chunk| chunk.map(|chunk: pb::LogChunk| stdout(chunk.data)));
+        Ok(Response::new(Box::pin(output)))
     }
 
     async fn sample(&self) -> Result<Sample, Status> {
@@ -494,6 +517,10 @@ impl Node for NodeService {
         let mut input = request.into_inner();
         let start = exec_start(first(&mut input).await?)?;
         let container = self.running(&start).await?;
+        let terminal = self.runtime.terminal(&container.id).await.map_err(failed)?;
+        if let ((true, _, true), false) = (terminal, start.stdin) {
+            return self.written(&container, &start.uid);
+        }
         let attached = Attached::start(&self.runtime, &container.id, start.stdin)
             .await
             .map_err(|e| Status::internal(format!("{e:#}")))?;
