@@ -31,3 +31,9 @@ up:
 # stop it and remove every trace
 down:
     cargo run --bin ironclad -- down --data-dir target/cluster --purge
+
+# how quick and how small a one-node cluster is (needs root); the figures of docs/benchmarks.md
+bench-cluster:
+    cargo build --release --bin ironclad
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
+    cargo bench -p integration-tests --bench cluster

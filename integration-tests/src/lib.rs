@@ -1,15 +1,26 @@
-//! A cluster that tests can start, kill and look at from outside.
+//! Real clusters that tests start, kill and look at from outside.
+//!
+//! [`machine`] says what the machine lacks and gives a test file its own network; [`Cluster`] is `ironclad up` in a
+//! directory of its own; [`Seen`] waits, on watches, for what should come about; [`load`] asks a Service without pause
+//! and counts what goes wrong.
+
+pub mod load;
+pub mod machine;
+mod seen;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
-/// A control plane without a node, in a directory of its own, stopped and removed when dropped.
+pub use seen::{Seen, container, name, ready, uid};
+
+/// A cluster of one machine in a directory of its own, stopped and removed when dropped.
 #[derive(Debug)]
 pub struct Cluster {
     dir: tempfile::TempDir,
     port: u16,
+    node: bool,
 }
 
 /// The built program of this name, beside the test's own.
@@ -27,13 +38,21 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 impl Cluster {
-    /// A directory for a cluster whose API is at a free port of the loopback interface.
+    /// A directory for a control plane without a node, whose API is at a free port of the loopback interface.
     ///
     /// # Errors
     /// When no directory or port can be had.
     pub fn new() -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        Ok(Self { dir: tempfile::tempdir()?, port: listener.local_addr()?.port() })
+        Ok(Self { dir: tempfile::tempdir()?, port: listener.local_addr()?.port(), node: false })
+    }
+
+    /// A directory for a whole cluster in the network namespace of the test.
+    ///
+    /// # Errors
+    /// When no directory can be had.
+    pub fn with_node() -> anyhow::Result<Self> {
+        Ok(Self { dir: tempfile::tempdir()?, port: 6443, node: true })
     }
 
     /// Its data directory.
@@ -42,11 +61,14 @@ impl Cluster {
         self.dir.path()
     }
 
-    /// Starts it and waits until the API answers.
+    /// Starts it and waits until the API answers and the node, if any, is ready.
     ///
     /// # Errors
     /// With all that the command printed, when it did not come up.
     pub fn up(&self) -> anyhow::Result<()> {
+        if self.node {
+            return self.ironclad(&["up", "--detach", "--node-name", "n1"]).map(drop);
+        }
         let listen = format!("127.0.0.1:{}", self.port);
         self.ironclad(&["up", "--no-node", "--detach", "--api-listen", &listen]).map(drop)
     }
@@ -65,6 +87,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Stops it and removes every trace.
+    ///
+    /// # Errors
+    /// With what the command printed.
+    pub fn purge(&self) -> anyhow::Result<()> {
+        self.ironclad(&["down", "--purge"]).map(drop)
+    }
+
     fn ironclad(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let output = Command::new(program("ironclad")?)
             .args(arguments)
@@ -72,10 +102,29 @@ impl Cluster {
             .arg(self.dir())
             .output()?;
         if !output.status.success() {
-            let log = std::fs::read_to_string(self.dir().join("ironclad.log")).unwrap_or_default();
-            bail!("{arguments:?}: {}\n{log}", String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "{arguments:?}: {}\n{}",
+                String::from_utf8_lossy(&output.stderr),
+                self.log().unwrap_or_default()
+            );
         }
         Ok(output)
+    }
+
+    /// What it has logged.
+    ///
+    /// # Errors
+    /// When there is no log.
+    pub fn log(&self) -> anyhow::Result<String> {
+        std::fs::read_to_string(self.dir().join("ironclad.log")).context("read the log")
+    }
+
+    /// Refuses a log with an error or warning that contains none of `expected`.
+    ///
+    /// # Errors
+    /// With the lines that nobody expected.
+    pub fn check_log(&self, expected: &[&str]) -> anyhow::Result<()> {
+        check_log(&self.log()?, expected)
     }
 
     /// A client of its administrator.
@@ -83,21 +132,76 @@ impl Cluster {
     /// # Errors
     /// When its certificates cannot be read.
     pub fn client(&self) -> anyhow::Result<client::Client> {
-        daemon::tls::install_provider();
-        let read = |name: &str| std::fs::read_to_string(self.dir().join("pki").join(name));
-        let tls = daemon::tls::ClientTls {
-            ca: read("ca.crt")?,
-            identity: Some((read("admin.crt")?, read("admin.key")?)),
-            server_name: None,
-        };
-        let url = format!("https://127.0.0.1:{}", self.port);
-        Ok(client::Client::new(daemon::channel::connect(&url, Some(&tls))?, "test"))
+        connect(&format!("https://127.0.0.1:{}", self.port), &self.dir().join("pki"))
     }
+
+    /// Looks at it from now on.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn seen(&self) -> anyhow::Result<Seen> {
+        Seen::start(self.client()?).await
+    }
+
+    /// What a container has printed.
+    ///
+    /// # Errors
+    /// When there is no log of it.
+    pub fn printed(&self, pod: &serde_json::Value, container: &str) -> anyhow::Result<String> {
+        printed(&self.dir().join("node/logs"), pod, container)
+    }
+}
+
+/// Refuses a log with an error or warning that contains none of `expected`.
+///
+/// # Errors
+/// With the lines that nobody expected.
+pub fn check_log(log: &str, expected: &[&str]) -> anyhow::Result<()> {
+    let level = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+    let bad = |line: &&str| {
+        matches!(level(line).as_deref(), Some("ERROR" | "WARN"))
+            && !expected.iter().any(|text| line.contains(text))
+    };
+    let bad: Vec<&str> = log.lines().filter(bad).collect();
+    ensure!(bad.is_empty(), "unexpected in the log:\n{}", bad.join("\n"));
+    Ok(())
+}
+
+/// What a container has printed, by the logs below `dir`.
+///
+/// # Errors
+/// When there is no log of it.
+pub fn printed(dir: &Path, pod: &serde_json::Value, container: &str) -> anyhow::Result<String> {
+    let of = |key: &str| pod["metadata"][key].as_str().unwrap_or_default();
+    let pod = format!("{}_{}_{}", of("namespace"), of("name"), of("uid"));
+    let path = dir.join(pod).join(container).join("0.log");
+    let log = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    // Each line: time, stream, whether it is whole, text.
+    let text = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
+    Ok(text.collect::<Vec<_>>().join("\n"))
+}
+
+/// A client of the administrator whose certificates are in `pki`.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn connect(url: &str, pki: &Path) -> anyhow::Result<client::Client> {
+    daemon::tls::install_provider();
+    let read = |name: &str| std::fs::read_to_string(pki.join(name)).context(name.to_owned());
+    let tls = daemon::tls::ClientTls {
+        ca: read("ca.crt")?,
+        identity: Some((read("admin.crt")?, read("admin.key")?)),
+        server_name: None,
+    };
+    Ok(client::Client::new(daemon::channel::connect(url, Some(&tls))?, "test"))
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Err(error) = self.ironclad(&["down", "--purge"]) {
+        if std::thread::panicking() || std::env::var_os("IRONCLAD_TEST_LOG").is_some() {
+            eprintln!("{}", self.log().unwrap_or_default());
+        }
+        if let Err(error) = self.purge() {
             eprintln!("cluster not stopped: {error:#}");
         }
     }

@@ -13,6 +13,8 @@ pub enum FieldReason {
     Required(String),
     /// The value breaks a rule.
     Invalid(Value, String),
+    /// As `Invalid`, with the value as text that is shown as it is.
+    InvalidAs(String, String),
     /// The value is none of those that are known.
     NotSupported(Value, Vec<String>),
     /// The field may not be set here.
@@ -49,7 +51,7 @@ impl FieldError {
     pub fn reason_name(&self) -> &'static str {
         match self.reason {
             FieldReason::Required(_) => "FieldValueRequired",
-            FieldReason::Invalid(..) => "FieldValueInvalid",
+            FieldReason::Invalid(..) | FieldReason::InvalidAs(..) => "FieldValueInvalid",
             FieldReason::NotSupported(..) => "FieldValueNotSupported",
             FieldReason::Forbidden(_) => "FieldValueForbidden",
             FieldReason::Duplicate(_) | FieldReason::DuplicateOf(..) => "FieldValueDuplicate",
@@ -68,6 +70,8 @@ impl FieldError {
             FieldReason::Forbidden(d) => with_detail("Forbidden", d),
             FieldReason::Internal(d) => with_detail("Internal error", d),
             FieldReason::Invalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
+            FieldReason::InvalidAs(text, d) if text.is_empty() => with_detail("Invalid value", d),
+            FieldReason::InvalidAs(text, d) => with_detail(&format!("Invalid value: {text}"), d),
             FieldReason::TypeInvalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
             FieldReason::Duplicate(v) => format!("Duplicate value: {v}"),
             FieldReason::DuplicateOf(v, d) => with_detail(&format!("Duplicate value: {v}"), d),

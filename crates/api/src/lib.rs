@@ -24,6 +24,7 @@ pub mod name;
 pub mod object;
 pub mod openapi;
 pub mod patch;
+pub mod pod_security;
 pub mod quantity;
 pub mod rules;
 pub mod schema;

@@ -123,10 +123,16 @@ async fn resource(
     api.authorizer.check(&request.user, &ask)?;
     let accepted = negotiate::accept(accept)?;
     request.action = action(verb, parts, body, &query, &request).await?;
-    let outcome = api.run(request.clone()).await?;
     let deprecated = Some(request.resource.deprecation.to_string());
-    let deprecated = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
-    finish(api, ctx, &request, outcome, accepted, &query, deprecated)
+    let deprecated: Vec<String> = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
+    match api.run(request.clone()).await {
+        Ok(outcome) => finish(api, ctx, &request, outcome, accepted, &query, deprecated),
+        Err(error) => {
+            let mut response = render::error(&error, accept);
+            render::warn(&mut response, &deprecated);
+            Ok(response)
+        }
+    }
 }
 
 fn finish(
@@ -151,7 +157,6 @@ fn verb_of(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'stat
     let one = !path.name.is_empty();
     Some(match *method {
         Method::GET if path.watch => "watch",
-        Method::GET if one && (path.subresource.is_empty() && query.flag("watch")) => "watch",
         Method::GET if one => "get",
         Method::GET if query.flag("watch") => "watch",
         Method::GET => "list",
@@ -270,7 +275,7 @@ fn write_options(parts: &Parts, query: &Query) -> Result<WriteOptions, ApiError>
         "Ignore" => FieldValidation::Ignore,
         "Strict" => FieldValidation::Strict,
         other => {
-            errors.not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
+            errors.not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
             FieldValidation::Warn
         }
     };

@@ -60,29 +60,71 @@ pub fn make(path: &str, limits: &Limits) -> io::Result<()> {
 /// # Errors
 /// When processes are left in it.
 pub fn remove(path: &str) -> io::Result<()> {
-    let path = path.trim_start_matches('/');
-    if path.is_empty() {
-        return Ok(());
-    }
-    let mut roots = vec![PathBuf::from(MOUNT)];
-    if !is_v2() {
-        roots = fs::read_dir(MOUNT)?.flatten().map(|entry| entry.path()).collect();
-    }
-    for root in roots {
-        let dir = root.join(path);
-        if dir.is_dir() {
-            remove_tree(&dir)?;
+    places(path)?.iter().try_for_each(|dir| remove_tree(dir))
+}
+
+/// Removes what is empty of the cgroup at `path`: other clusters of this machine may have the same root.
+///
+/// # Errors
+/// When the hierarchies cannot be read.
+pub fn prune(path: &str) -> io::Result<()> {
+    for dir in places(path)? {
+        match remove_tree(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error),
+            _ => {}
         }
     }
     Ok(())
 }
 
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
+/// The processes in the cgroup at `path` and all below it.
+///
+/// # Errors
+/// When the hierarchies cannot be read.
+pub fn processes(path: &str) -> io::Result<Vec<i32>> {
+    fn gather(dir: &Path, found: &mut Vec<i32>) {
+        // Groups go away while we look, and their processes with them.
+        let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                gather(&entry.path(), found);
+            }
         }
     }
+    let mut found = Vec::new();
+    places(path)?.iter().for_each(|dir| gather(dir, &mut found));
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// The directories of the cgroup at `path`, one in each hierarchy that has it.
+fn places(path: &str) -> io::Result<Vec<PathBuf>> {
+    let path = path.trim_start_matches('/');
+    if path.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut roots = vec![PathBuf::from(MOUNT)];
+    if !is_v2() {
+        roots = fs::read_dir(MOUNT)?.flatten().map(|entry| entry.path()).collect();
+    }
+    Ok(roots.iter().map(|root| root.join(path)).filter(|dir| dir.is_dir()).collect())
+}
+
+/// Removes all it can, then says what it could not.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mut below = Ok(());
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            below = below.and(remove_tree(&entry.path()));
+        }
+    }
+    below?;
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

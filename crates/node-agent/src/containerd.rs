@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 
 use crate::images;
 
+const CONFIG: &str = "config.toml";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is seen to that containerd runs.
@@ -133,7 +134,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
         for dir in [self.dir.clone(), self.cni_dir(), self.cni_state_dir()] {
             std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
-        let config = self.dir.join("config.toml");
+        let config = self.dir.join(CONFIG);
         std::fs::write(&config, self.config()).context("write containerd's configuration")?;
         let log = std::fs::File::options()
             .create(true)
@@ -200,11 +201,18 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
     /// # Errors
     /// When something of it cannot be removed.
     pub async fn stop(&self, purge: bool) -> anyhow::Result<()> {
-        let channel = crate::runtime::channel(&self.socket());
-        if purge && crate::runtime::answers(&channel).await {
-            let runtime = crate::runtime::Runtime::new(channel);
-            if let Err(error) = runtime.remove_everything(Path::new("")).await {
-                tracing::warn!(%error, "pods could not all be removed in good order");
+        // A containerd that was killed is started once more: only it knows all that its pods have.
+        if purge && self.dir.join(CONFIG).exists() {
+            let removed = match self.start().await {
+                Ok(channel) => {
+                    let runtime = crate::runtime::Runtime::new(channel);
+                    runtime.remove_everything(Path::new("")).await.map_err(anyhow::Error::from)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "pods could not all be removed in good order");
             }
         }
         self.end_process().await?;
@@ -242,7 +250,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
 
     /// Whether process `pid` is our containerd: the number may have been given to another since.
     fn is_ours(&self, pid: i32) -> bool {
-        let config = self.dir.join("config.toml").display().to_string();
+        let config = self.dir.join(CONFIG).display().to_string();
         command_line(pid).contains(&config)
     }
 

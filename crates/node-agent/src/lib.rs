@@ -36,12 +36,15 @@ mod worker;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use client::{Cache, Client, Recorder, Select};
 use daemon::tls::PeerCertificates;
 use daemon::{Channel, Context};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tonic::{Request, Status};
 use wire::apiserver::node_server::NodeServer;
@@ -55,6 +58,9 @@ use crate::runtime::Runtime;
 use crate::serve::NodeService;
 use crate::worker::Shared;
 
+/// How often, and how long after one another, killed processes are looked for until they have ended.
+const PURGE_ROUNDS_MAX: u32 = 100;
+const PURGE_ROUND: Duration = Duration::from_millis(20);
 /// Users that may ask us for logs, exec and the like, beside the group `system:masters`.
 const CALLERS: &[&str] = &["kube-apiserver", "kube-apiserver-kubelet-client"];
 
@@ -114,8 +120,8 @@ pub async fn purge(config: &Config) -> anyhow::Result<()> {
     } else {
         leave(config).await.context("leave containerd")?;
     }
+    end_pods(config).await.context("remove cgroups")?;
     containerd::unmount_below(&config.data_dir)?;
-    cgroup::remove(&format!("/{}", config.cgroup_root)).context("remove cgroups")?;
     match std::fs::remove_dir_all(&config.data_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", config.data_dir.display()))
@@ -143,6 +149,37 @@ async fn cni_dir(config: &Config, runtime: &Runtime) -> anyhow::Result<PathBuf> 
     }
     let (dir, _) = runtime.configured().await?;
     Ok(PathBuf::from(if dir.is_empty() { "/etc/cni/net.d" } else { &dir }))
+}
+
+/// Removes the cgroups of our pods, and kills what is in them: a container whose shim was killed has nobody else to do
+/// it. Other clusters of this machine may have pods below the same root.
+async fn end_pods(config: &Config) -> anyhow::Result<()> {
+    let pods = match std::fs::read_dir(config.data_dir.join("pods")) {
+        Ok(pods) => {
+            pods.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).context("list pods"),
+    };
+    let root = &config.cgroup_root;
+    for uid in pods {
+        for class in ["", "burstable/", "besteffort/"] {
+            let path = format!("/{root}/{class}pod{uid}");
+            for _ in 0..PURGE_ROUNDS_MAX {
+                let pids = cgroup::processes(&path)?;
+                for pid in &pids {
+                    // It may have ended in the meantime, which is as good.
+                    let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+                if pids.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(PURGE_ROUND).await;
+            }
+            cgroup::remove(&path).with_context(|| path.clone())?;
+        }
+    }
+    Ok(cgroup::prune(&format!("/{root}"))?)
 }
 
 /// Starts the agent over `channel` as parts of `ctx`, and returns the service that the API server

@@ -103,6 +103,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replication_controller)
         .rules(rules::apps::replication_controller)
+        .status_rules(rules::apps::replica_counts)
         .defaults(kinds::replication_controller),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ResourceQuota", "resourcequotas", "resourcequota")
         .short(&["quota"])

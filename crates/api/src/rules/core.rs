@@ -1,6 +1,6 @@
 //! Rules of the core group's kinds other than pods and services.
 
-use super::{IMMUTABLE, labels, non_negative, one_of, reasons};
+use super::{IMMUTABLE, difference, labels, non_negative, one_of, reasons};
 use crate::error::{FieldErrors, FieldReason};
 use crate::meta;
 use crate::name;
@@ -168,7 +168,7 @@ fn taint_list(path: &str, v: &Value, errs: &mut FieldErrors) {
         let twin = |o: &&Value| o["key"] == t["key"] && o["effect"] == t["effect"];
         if list[..i].iter().any(|o| twin(&o)) {
             let text = "taints must be unique by key and effect pair".to_owned();
-            errs.push(at, FieldReason::DuplicateOf(t.clone(), text));
+            errs.push(at, FieldReason::DuplicateOf(super::internal(t), text));
         }
     }
 }
@@ -271,6 +271,56 @@ pub fn event(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
     strict_event(new, errs);
 }
 
+/// An Event in its newer form: more is asked of it, under the names of the older form.
+pub fn new_event(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
+    let core = |v: &Value| {
+        let mut v = v.clone();
+        crate::catalog::convert::event_to_core(&mut v);
+        v
+    };
+    let new = core(new);
+    let (of, own) = (new["involvedObject"]["namespace"].text(), meta::namespace(&new));
+    if of != own && !(of.is_empty() && own == "default") {
+        errs.invalid("involvedObject.namespace", of, "does not match event.namespace");
+    }
+    if new["eventTime"].is_null() {
+        errs.required("eventTime", "");
+        event_type(&new, errs);
+    } else {
+        strict_event(&new, errs);
+    }
+    let Some(old) = old.map(core) else { return };
+    // Upstream compares the reason twice.
+    let fixed = [
+        ("involvedObject", "involvedObject"),
+        ("reason", "reason"),
+        ("message", "message"),
+        ("source", "source"),
+        ("firstTimestamp", "firstTimestamp"),
+        ("lastTimestamp", "lastTimestamp"),
+        ("count", "count"),
+        ("reason", "reason"),
+        ("type", "type"),
+        ("eventTime", "eventTime"),
+        ("action", "action"),
+        ("related", "related"),
+        ("reportingComponent", "reportingController"),
+        ("reportingInstance", "reportingInstance"),
+    ];
+    for (key, field) in fixed {
+        if new[key] != old[key] {
+            errs.invalid(field, super::internal(&new[key]), IMMUTABLE);
+        }
+    }
+}
+
+fn event_type(new: &Value, errs: &mut FieldErrors) {
+    let kind = new["type"].text();
+    if !matches!(kind, "Normal" | "Warning") {
+        errs.invalid("type", "", format!("has invalid value: {kind}"));
+    }
+}
+
 fn strict_event(new: &Value, errs: &mut FieldErrors) {
     let controller = new["reportingComponent"].text();
     if controller.is_empty() {
@@ -293,10 +343,7 @@ fn strict_event(new: &Value, errs: &mut FieldErrors) {
     if new["message"].text().len() > 1024 {
         errs.invalid("message", "", "can have at most 1024 characters");
     }
-    let kind = new["type"].text();
-    if !matches!(kind, "Normal" | "Warning") {
-        errs.invalid("type", "", format!("has invalid value: {kind}"));
-    }
+    event_type(new, errs);
     let series = &new["series"];
     if !series.is_null() {
         if series["count"].as_int().unwrap_or(0) < 2 {
@@ -395,6 +442,94 @@ const QUOTA_INTEGERS: [&str; 8] = [
     "services.nodeports",
 ];
 
+const SCOPES: [&str; 7] = [
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
+];
+const COMPUTE: [&str; 7] =
+    ["pods", "cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
+
+/// Whether a resource is counted by the things this scope tells apart.
+fn scope_fits(scope: &str, resource: &str) -> bool {
+    match scope {
+        "BestEffort" => resource == "pods",
+        "NotBestEffort"
+        | "Terminating"
+        | "NotTerminating"
+        | "PriorityClass"
+        | "CrossNamespacePodAffinity" => {
+            COMPUTE.contains(&resource)
+                || ["ephemeral-storage", "requests.ephemeral-storage", "limits.ephemeral-storage"]
+                    .contains(&resource)
+                || resource == "count/pods"
+                || resource.contains("hugepages-")
+                || (resource.starts_with("requests.") && resource.contains('/'))
+        }
+        "VolumeAttributesClass" => matches!(
+            resource,
+            "requests.storage" | "persistentvolumeclaims" | "count/persistentvolumeclaims"
+        ),
+        _ => true,
+    }
+}
+
+fn scopes(spec: &Value, errs: &mut FieldErrors) {
+    let list = &spec["scopes"];
+    let has = |scope: &str| list.items().iter().any(|s| s.text() == scope);
+    let misfits = |scope: &str| spec["hard"].members().any(|(key, _)| !scope_fits(scope, key));
+    for scope in list.items() {
+        if !SCOPES.contains(&scope.text()) {
+            errs.invalid("spec.scopes", list.clone(), "unsupported scope");
+        }
+        let each = spec["hard"].members().filter(|(key, _)| !scope_fits(scope.text(), key));
+        if each.count() > 0 {
+            errs.invalid("spec.scopes", list.clone(), "unsupported scope applied to resource");
+        }
+    }
+    for (a, b) in [("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")] {
+        if has(a) && has(b) {
+            errs.invalid("spec.scopes", list.clone(), "conflicting scopes");
+        }
+    }
+    let at = "spec.scopeSelector.matchExpressions";
+    let all = &spec["scopeSelector"]["matchExpressions"];
+    for item in all.items() {
+        let (scope, operator) = (item["scopeName"].text(), item["operator"].text());
+        if !SCOPES.contains(&scope) {
+            errs.invalid(format!("{at}.scopeName"), scope, "unsupported scope");
+        }
+        if misfits(scope) {
+            errs.invalid(at, super::internal(all), "unsupported scope applied to resource");
+        }
+        let binary =
+            !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && SCOPES.contains(&scope);
+        if binary && operator != "Exists" {
+            let text = "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, \
+                        ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, \
+                        ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
+            errs.invalid(format!("{at}.operator"), operator, text);
+        }
+        match (operator, item["values"].is_empty()) {
+            ("In" | "NotIn", true) => errs.required(
+                format!("{at}.values"),
+                "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+            ),
+            ("Exists" | "DoesNotExist", false) => errs.invalid(
+                format!("{at}.values"),
+                item["values"].clone(),
+                "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+            ),
+            ("In" | "NotIn" | "Exists" | "DoesNotExist", _) => {}
+            _ => errs.invalid(format!("{at}.operator"), operator, "not a valid selector operator"),
+        }
+    }
+}
+
 /// ResourceQuota.
 pub fn resource_quota(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
     for (key, v) in new["spec"]["hard"].members() {
@@ -412,6 +547,7 @@ pub fn resource_quota(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) 
             }
         }
     }
+    scopes(&new["spec"], errs);
     if let Some(old) = old {
         let key = |v: &Value| {
             let mut l: Vec<String> =
@@ -473,11 +609,9 @@ pub fn persistent_volume_claim(new: &Value, old: Option<&Value>, errs: &mut Fiel
         o.remove("volumeName");
     }
     if n != o {
-        errs.forbidden(
-            "spec",
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound \
-             claims",
-        );
+        let text = "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
+                    bound claims";
+        errs.forbidden("spec", format!("{text}{}", difference(&o, &n)));
     }
     let storage = |v: &Value| {
         v["resources"]["requests"]["storage"].as_str().and_then(|s| Quantity::parse(s).ok())
@@ -595,10 +729,9 @@ pub fn persistent_volume(new: &Value, old: Option<&Value>, errs: &mut FieldError
     if let Some(old) = old {
         let both: Vec<String> = list.into_iter().chain(sources(old)).collect();
         if both.iter().any(|k| new["spec"][k.as_str()] != old["spec"][k.as_str()]) {
-            errs.forbidden(
-                "spec.persistentvolumesource",
-                "spec.persistentvolumesource is immutable after creation",
-            );
+            let hunk = difference(&old["spec"], &new["spec"]);
+            let text = format!("spec.persistentvolumesource is immutable after creation{hunk}");
+            errs.forbidden("spec.persistentvolumesource", text);
         }
         if spec["volumeMode"] != old["spec"]["volumeMode"] {
             errs.invalid("volumeMode", spec["volumeMode"].clone(), IMMUTABLE);

@@ -70,6 +70,7 @@ pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
         true,
         errs,
     );
+    operating_system(path, s, errs);
     host_port_conflicts(path, list, errs);
     one_of(
         &format!("{path}.restartPolicy"),
@@ -173,6 +174,14 @@ fn dns_config(path: &str, s: &Value, errs: &mut FieldErrors) {
             errs.invalid(format!("{path}.dnsConfig.nameservers[{i}]"), n.clone(), super::core::IP);
         }
     }
+    for (i, search) in d["searches"].items().iter().enumerate() {
+        // One dot may stand at the end, and one alone means none.
+        let text = search.text().strip_suffix('.').unwrap_or(search.text());
+        if !text.is_empty() {
+            let found = name::search_domain(text);
+            reasons(&format!("{path}.dnsConfig.searches[{i}]"), text, found, errs);
+        }
+    }
     for (i, o) in d["options"].items().iter().enumerate() {
         if o["name"].text().is_empty() {
             errs.required(format!("{path}.dnsConfig.options[{i}]"), "must not be empty");
@@ -195,12 +204,12 @@ fn resource_claims(path: &str, s: &Value, errs: &mut FieldErrors) {
         match (c.has("resourceClaimName"), c.has("resourceClaimTemplateName")) {
             (true, true) => errs.invalid(
                 at,
-                c.clone(),
+                super::internal(c),
                 "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
             ),
             (false, false) => errs.invalid(
                 at,
-                c.clone(),
+                super::internal(c),
                 "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
             ),
             _ => {}
@@ -266,7 +275,7 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     ports(&format!("{at}.ports"), &c["ports"], errs);
     env(&format!("{at}.env"), &c["env"], errs);
     env_from(&format!("{at}.envFrom"), &c["envFrom"], errs);
-    mounts(&format!("{at}.volumeMounts"), &c["volumeMounts"], seen.volumes, errs);
+    mounts(at, c, seen.volumes, errs);
     for (key, liveness) in
         [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)]
     {
@@ -551,7 +560,84 @@ pub(super) fn resources(at: &str, r: &Value, errs: &mut FieldErrors) {
     }
 }
 
+/// What pods, and containers, for Windows cannot have of `securityContext`; and pods beside it.
+const NOT_ON_WINDOWS: [&[&str]; 3] = [
+    &["hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"],
+    &[
+        "appArmorProfile",
+        "seLinuxOptions",
+        "seccompProfile",
+        "fsGroup",
+        "fsGroupChangePolicy",
+        "sysctls",
+        "runAsUser",
+        "runAsGroup",
+        "supplementalGroups",
+        "supplementalGroupsPolicy",
+    ],
+    &[
+        "appArmorProfile",
+        "seLinuxOptions",
+        "seccompProfile",
+        "capabilities",
+        "readOnlyRootFilesystem",
+        "privileged",
+        "allowPrivilegeEscalation",
+        "procMount",
+        "runAsUser",
+        "runAsGroup",
+    ],
+];
+
+/// What the operating system that a pod names rules out.
+fn operating_system(path: &str, s: &Value, errs: &mut FieldErrors) {
+    let each = |at: &str, v: &Value, keys: &[&str], errs: &mut FieldErrors| {
+        for key in keys.iter().filter(|key| v.has(key)) {
+            errs.forbidden(format!("{at}.{key}"), "cannot be set for a windows pod");
+        }
+    };
+    let lists = ["containers", "initContainers"];
+    let all = || {
+        lists.into_iter().flat_map(|list| {
+            let each = s[list].items().iter().enumerate();
+            each.map(move |(i, c)| {
+                (format!("{path}.{list}[{i}].securityContext"), &c["securityContext"])
+            })
+        })
+    };
+    let own = (format!("{path}.securityContext"), &s["securityContext"]);
+    match s["os"]["name"].text() {
+        "windows" => {
+            each(path, s, NOT_ON_WINDOWS[0], errs);
+            each(&own.0, own.1, NOT_ON_WINDOWS[1], errs);
+            all().for_each(|(at, security)| each(&at, security, NOT_ON_WINDOWS[2], errs));
+        }
+        "linux" => {
+            for (at, security) in std::iter::once(own.clone()).chain(all()) {
+                if security.has("windowsOptions") {
+                    let text = "windows options cannot be set for a linux pod";
+                    errs.forbidden(format!("{at}.windowsOptions"), text);
+                }
+            }
+        }
+        _ => {}
+    }
+    for (at, security) in std::iter::once(own).chain(all()) {
+        if security["windowsOptions"].get("runAsUserName").is_some_and(|n| n.text().is_empty()) {
+            let field = format!("{at}.windowsOptions.runAsUserName");
+            errs.invalid(field, "", "runAsUserName cannot be an empty string");
+        }
+    }
+}
+
 fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
+    for (i, sysctl) in s["sysctls"].items().iter().enumerate() {
+        let at = format!("{at}.sysctls[{i}].name");
+        match sysctl["name"].text() {
+            "" => errs.required(at, ""),
+            text => reasons(&at, text, name::sysctl(text), errs),
+        }
+    }
     for key in ["runAsUser", "runAsGroup", "fsGroup"] {
         if s[key].as_int().is_some_and(|n| !(0..=i64::from(i32::MAX)).contains(&n)) {
             let text = format!("must be between 0 and {}, inclusive", i32::MAX);
@@ -563,7 +649,7 @@ fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
     {
         errs.invalid(
             at,
-            s.clone(),
+            super::internal(s),
             "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
         );
     }

@@ -38,6 +38,9 @@ pub(crate) fn parse(path: &str) -> Target {
         .filter(|s| !s.is_empty())
         .map(|s| percent_encoding::percent_decode_str(s).decode_utf8_lossy().into_owned())
         .collect();
+    if path.contains("//") {
+        return Target::Other;
+    }
     let parts: Vec<&str> = decoded.iter().map(String::as_str).collect();
     match parts.as_slice() {
         ["api"] => Target::Groups { legacy: true },
@@ -124,6 +127,7 @@ mod tests {
             ("/api/v1/namespaces/a/pods/p/log/x", "Other"),
             ("/apis/apps", "Group(\"apps\")"),
             ("/version", "Other"),
+            ("/api/v1/namespaces/a//pods", "Other"),
         ] {
             assert_eq!(read(path), meaning, "{path}");
         }

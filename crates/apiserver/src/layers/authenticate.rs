@@ -14,6 +14,21 @@ use crate::layers::authorize::Authorizer;
 use crate::layers::rbac::Attributes;
 use crate::storage::cache::Cache;
 
+/// Why a service-account token proves nothing. Only reviews of tokens tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// Not signed by us, or not for now.
+    #[error("")]
+    Unknown,
+    #[error("service account token has expired")]
+    Expired,
+    #[error("token audiences {0:?} is invalid for the target audiences {1:?}")]
+    Audience(Vec<String>, Vec<String>),
+    /// What it is bound to is gone.
+    #[error("service account token has been invalidated")]
+    Unbound,
+}
+
 /// Knows the ways to prove who one is.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
@@ -58,22 +73,28 @@ impl Authenticator {
         if let Some(user) = self.tokens.get(token) {
             return Ok(user.clone());
         }
-        self.service_account(token, &self.audiences).map(|(user, _)| user)
+        let found = self.service_account(token, &self.audiences);
+        found.map(|(user, _)| user).map_err(|_| ApiError::Unauthorized)
     }
 
     /// The user and claims of a service-account token for one of `audiences`.
     ///
     /// # Errors
-    /// 401 when it is not ours, has expired, is for somebody else, or what it is bound to is gone.
+    /// Why it proves nothing.
     pub(crate) fn service_account(
         &self,
         token: &str,
         audiences: &[String],
-    ) -> Result<(User, Claims), ApiError> {
+    ) -> Result<(User, Claims), Refusal> {
         let now = self.clock.now().as_second();
-        let claims = self.signer.verify(token, now).map_err(|_| ApiError::Unauthorized)?;
-        if !claims.aud.iter().any(|a| audiences.contains(a)) || !self.bound(&claims) {
-            return Err(ApiError::Unauthorized);
+        let claims = self.signer.verify(token, now).map_err(|error| {
+            if error.is_expired() { Refusal::Expired } else { Refusal::Unknown }
+        })?;
+        if !claims.aud.iter().any(|a| audiences.contains(a)) {
+            return Err(Refusal::Audience(claims.aud, audiences.to_vec()));
+        }
+        if !self.bound(&claims) {
+            return Err(Refusal::Unbound);
         }
         Ok((claims.user(), claims))
     }

@@ -55,17 +55,20 @@ impl Api {
             let candidate = self.prepare(request, object.clone(), track, warnings).await?;
             if dry_run {
                 if self.exists(resource, &candidate).await? {
-                    return Err(taken(resource, &candidate, false));
+                    return Err(taken(resource, &candidate));
                 }
-                return Ok(Entry::new(&super::commit::stored_bytes(resource, &candidate), 0));
+                // Shows what it would get; nothing is claimed.
+                let mut shown = candidate;
+                hooks::on_write(self, resource, &mut shown, None).await?;
+                return Ok(Entry::new(&super::commit::stored_bytes(resource, &shown), 0));
             }
             match self.store_new(resource, &candidate).await? {
                 Some(entry) => return Ok(entry),
                 None if generated => warnings.clear(),
-                None => return Err(taken(resource, &candidate, false)),
+                None => return Err(taken(resource, &candidate)),
             }
         }
-        Err(taken(resource, &object, true))
+        Err(taken(resource, &object))
     }
 
     async fn exists(&self, resource: &Resource, object: &Value) -> Result<bool, ApiError> {
@@ -101,13 +104,17 @@ impl Api {
     ) -> Result<Value, ApiError> {
         let resource = &request.resource;
         if !api::meta::resource_version(&object).is_empty() {
-            return Err(ApiError::BadRequest(
+            return Err(ApiError::Unexpected(
                 "resourceVersion should not be set on objects to be created".into(),
             ));
         }
         api::defaults::apply(&mut object, resource);
         let now = self.clock.now();
         track.record(None, &mut object, request, now);
+        if api::meta::name(&object).is_empty() && !api::meta::generate_name(&object).is_empty() {
+            let name = api::name::generate(api::meta::generate_name(&object), rand::random());
+            api::meta::set(&mut object, "name", name);
+        }
         let mut review = admission::Review {
             api: self,
             request,
@@ -123,6 +130,7 @@ impl Api {
         strategy::prepare_for_create(&mut object, resource, birth);
         api::defaults::apply(&mut object, resource);
         hooks::complete(self, resource, &mut object, None);
+        hooks::sign(request, &mut object);
         let errors = api::rules::validate_create(resource, &object);
         if !errors.is_empty() {
             let name = match api::meta::name(&object) {
@@ -184,11 +192,11 @@ impl Track<'_> {
     }
 }
 
-fn taken(resource: &Resource, object: &Value, generated: bool) -> ApiError {
+fn taken(resource: &Resource, object: &Value) -> ApiError {
     let name = api::meta::name(object).to_owned();
     let resource = resource.resource_name();
-    if generated {
-        return ApiError::GeneratedNameTaken { resource, name };
+    if api::meta::generate_name(object).is_empty() {
+        return ApiError::AlreadyExists { resource, name };
     }
-    ApiError::AlreadyExists { resource, name }
+    ApiError::GeneratedNameTaken { resource, name }
 }

@@ -38,9 +38,12 @@ pub fn status(
     let statuses: Vec<(Role, ContainerStatus)> =
         containers(spec).map(|(role, c)| (role, look.container(role, c))).collect();
     let mut phase = look.phase(&statuses, ended);
-    let final_phase = old.phase.as_deref().filter(|p| matches!(*p, "Succeeded" | "Failed"));
+    let final_phase = old.phase.as_deref().filter(|p| is_final(p));
     if let Some(held) = final_phase {
         held.clone_into(&mut phase); // a pod never comes back from its end
+    } else if is_final(&phase) && seen.containers.iter().any(|c| c.state == State::Running) {
+        // Who reads of the end may count on it that nothing runs any more, a sidecar among them.
+        phase = old.phase.clone().unwrap_or_else(|| "Pending".to_owned());
     }
     let (init, app): (Vec<_>, Vec<_>) = statuses.into_iter().partition(|(r, _)| *r != Role::App);
     let conditions = look.conditions(&old, &phase, &init, &app);
@@ -70,6 +73,10 @@ pub fn status(
         message,
         ..old
     }
+}
+
+fn is_final(phase: &str) -> bool {
+    matches!(phase, "Succeeded" | "Failed")
 }
 
 /// The merge patch (`{"status": …}`) from what is stored to `wanted`; none when it says the same.
@@ -190,8 +197,7 @@ impl Look<'_> {
     }
 
     fn phase_is_final(&self) -> bool {
-        let phase = self.pod.status.as_ref().and_then(|s| s.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
+        self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_final)
     }
 
     fn crash_loop(&self, container: &ContainerSpec, run: &Container) -> Option<ContainerState> {
@@ -662,6 +668,20 @@ mod tests {
         let status = of(&one("Always"), &seen(vec![]), &local);
         let told = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
         assert_eq!(told, (Some("Failed"), Some("Evicted"), Some("low on memory")));
+    }
+
+    #[test]
+    fn an_end_is_told_once_sidecars_have_ended_too() {
+        let mut pod = pod(json!({
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "side", "restartPolicy": "Always"}],
+            "containers": [{"name": "c"}],
+        }));
+        pod.status = Some(PodStatus { phase: Some("Running".to_owned()), ..Default::default() });
+        for (side, want) in [(State::Running, "Running"), (State::Exited, "Succeeded")] {
+            let runs = vec![run("side", 0, side, 0), run("c", 0, State::Exited, 0)];
+            assert_eq!(of(&pod, &seen(runs), &Local::default()).phase.as_deref(), Some(want));
+        }
     }
 
     #[test]
