@@ -8,11 +8,14 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tonic::{Status, Streaming};
+use wire::apiserver as pb;
 use wire::apiserver::exec_input::Input;
 use wire::apiserver::exec_output::Output;
 
@@ -88,6 +91,43 @@ impl Attached {
             socket.send(Message::Binary(Bytes::from(message))).await.context("input")?;
         }
         Ok(true)
+    }
+}
+
+/// Moves input to a container and its output back, until either says that it is over.
+pub(crate) async fn relay(
+    mut attached: Attached,
+    mut input: Streaming<pb::ExecInput>,
+    send: &mpsc::Sender<Result<pb::ExecOutput, Status>>,
+) {
+    let mut open = true;
+    let end = loop {
+        tokio::select! {
+            message = input.message(), if open => match message {
+                Ok(Some(message)) => {
+                    let Some(next) = message.input else { continue };
+                    match attached.pass(next).await {
+                        Ok(true) => {}
+                        Ok(false) => break Ok(()),
+                        Err(error) => break Err(error),
+                    }
+                }
+                Ok(None) => open = false,
+                Err(_) => return, // the caller went away
+            },
+            output = attached.next() => match output {
+                Ok(Some(output)) => {
+                    if send.send(Ok(pb::ExecOutput { output: Some(output) })).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+        }
+    };
+    if let Err(error) = end {
+        drop(send.send(Err(Status::internal(format!("{error:#}")))).await);
     }
 }
 

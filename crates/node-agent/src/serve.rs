@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use wire::apiserver as pb;
 use wire::apiserver::node_server::{Node, NodeServer};
 
-use crate::attach::Attached;
+use crate::attach::{self, Attached};
 use crate::images;
 use crate::logs::{Ask, Reader};
 use crate::pod::spec::NodeFacts;
@@ -336,43 +336,6 @@ async fn run_command(
     drop(send.send(last).await);
 }
 
-/// Moves input to a container and its output back, until either says that it is over.
-async fn relay(
-    mut attached: Attached,
-    mut input: Streaming<pb::ExecInput>,
-    send: &Sender<pb::ExecOutput>,
-) {
-    let mut open = true;
-    let end = loop {
-        tokio::select! {
-            message = input.message(), if open => match message {
-                Ok(Some(message)) => {
-                    let Some(next) = message.input else { continue };
-                    match attached.pass(next).await {
-                        Ok(true) => {}
-                        Ok(false) => break Ok(()),
-                        Err(error) => break Err(error),
-                    }
-                }
-                Ok(None) => open = false,
-                Err(_) => return, // the caller went away
-            },
-            output = attached.next() => match output {
-                Ok(Some(output)) => {
-                    if send.send(Ok(pb::ExecOutput { output: Some(output) })).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            },
-        }
-    };
-    if let Err(error) = end {
-        drop(send.send(Err(Status::internal(format!("{error:#}")))).await);
-    }
-}
-
 /// Connects to a port inside the network namespace of process `pid`.
 async fn dial(pid: u32, port: u16) -> Result<tokio::net::TcpStream, Status> {
     let (told, answer) = tokio::sync::oneshot::channel();
@@ -528,7 +491,7 @@ impl Node for NodeService {
         let shutdown = self.ctx.shutdown.clone();
         self.ctx.tasks.job(async move {
             tokio::select! {
-                () = relay(attached, input, &send) => {}
+                () = attach::relay(attached, input, &send) => {}
                 () = send.closed() => {}
                 () = shutdown.cancelled() => {}
             }
