@@ -202,7 +202,11 @@ async fn apply_one(session: &Session, object: &Value, force: bool) -> anyhow::Re
         Err(error) if error.is_not_found() => None,
         Err(error) => return Err(error.into()),
     };
-    let body = serde_json::Value::from(object);
+    let mut object = object.clone();
+    if row.namespaced {
+        api::meta::set(&mut object, "namespace", key.namespace.as_str());
+    }
+    let body = serde_json::Value::from(&object);
     let after = session.client.patch_raw(&kind, &key, "", Patch::Apply { body, force }).await?;
     for warning in &after.warnings {
         eprintln!("Warning: {warning}");

@@ -225,7 +225,7 @@ impl Session {
             (api::meta::deletion_timestamp(pod).is_some(), !running, made)
         });
         let Some(first) = pods.into_iter().next() else {
-            bail!("timed out waiting for the condition: {}/{name} has no pods", singular(&row));
+            bail!("{}/{name} has no pods", singular(&row));
         };
         Ok(first)
     }

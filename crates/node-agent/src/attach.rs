@@ -1,17 +1,21 @@
 //! A container's own streams, which belong to the runtime: its streaming server hands them out over WebSocket.
 //!
 //! Input and output are two sessions, since a WebSocket of the protocol that containerd 1.6 speaks cannot end the
-//! input alone: ending the session of the input does.
+//! input alone: ending the session of the input does. The session of the output has an input as well, which stays
+//! empty: without one, containerd takes the input to be at its end.
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tonic::{Status, Streaming};
+use wire::apiserver as pb;
 use wire::apiserver::exec_input::Input;
 use wire::apiserver::exec_output::Output;
 
@@ -39,9 +43,9 @@ impl Attached {
     /// Attaches to a container; to its input where that is wanted and there is one.
     pub(crate) async fn start(runtime: &Runtime, id: &str, stdin: bool) -> anyhow::Result<Self> {
         let (has_input, tty, once) = runtime.terminal(id).await?;
-        let output = connect(&runtime.attach(id, tty, false).await?).await?;
+        let output = connect(&runtime.attach(id, tty, true).await?).await?;
         let input = match stdin && has_input {
-            true => Some(connect(&runtime.attach(id, tty, true).await?).await?),
+            true => Some(connect(&runtime.attach(id, tty, false).await?).await?),
             false => None,
         };
         Ok(Self { output, input, ends_input: once && !tty })
@@ -87,6 +91,43 @@ impl Attached {
             socket.send(Message::Binary(Bytes::from(message))).await.context("input")?;
         }
         Ok(true)
+    }
+}
+
+/// Moves input to a container and its output back, until either says that it is over.
+pub(crate) async fn relay(
+    mut attached: Attached,
+    mut input: Streaming<pb::ExecInput>,
+    send: &mpsc::Sender<Result<pb::ExecOutput, Status>>,
+) {
+    let mut open = true;
+    let end = loop {
+        tokio::select! {
+            message = input.message(), if open => match message {
+                Ok(Some(message)) => {
+                    let Some(next) = message.input else { continue };
+                    match attached.pass(next).await {
+                        Ok(true) => {}
+                        Ok(false) => break Ok(()),
+                        Err(error) => break Err(error),
+                    }
+                }
+                Ok(None) => open = false,
+                Err(_) => return, // the caller went away
+            },
+            output = attached.next() => match output {
+                Ok(Some(output)) => {
+                    if send.send(Ok(pb::ExecOutput { output: Some(output) })).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+        }
+    };
+    if let Err(error) = end {
+        drop(send.send(Err(Status::internal(format!("{error:#}")))).await);
     }
 }
 

@@ -412,17 +412,17 @@ impl Runtime {
         Ok((reply.exit_code, [reply.stdout, reply.stderr].concat()))
     }
 
-    /// Where the runtime serves a container's own streams: its input, or its output.
+    /// Where the runtime serves a container's own streams: its input, with `output` its output as well.
     ///
     /// # Errors
     /// When it does not run.
-    pub async fn attach(&self, id: &str, tty: bool, stdin: bool) -> Result<String> {
+    pub async fn attach(&self, id: &str, tty: bool, output: bool) -> Result<String> {
         let request = cri::AttachRequest {
             container_id: id.to_owned(),
-            stdin,
+            stdin: true,
             tty,
-            stdout: !stdin,
-            stderr: !stdin && !tty,
+            stdout: output,
+            stderr: output && !tty,
         };
         Ok(self.runtime.clone().attach(soon(request)).await?.into_inner().url)
     }

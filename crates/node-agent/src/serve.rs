@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use daemon::Context;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use nix::sched::{CloneFlags, setns};
 use parking_lot::Mutex;
@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use wire::apiserver as pb;
 use wire::apiserver::node_server::{Node, NodeServer};
 
-use crate::attach::Attached;
+use crate::attach::{self, Attached};
 use crate::images;
 use crate::logs::{Ask, Reader};
 use crate::pod::spec::NodeFacts;
@@ -94,6 +94,29 @@ impl NodeService {
             return Err(Status::failed_precondition(text));
         }
         Ok(container.clone())
+    }
+
+    /// What a container writes from now on, without attaching to it: who leaves such a session would end the input of
+    /// a container whose input ends with the first that is attached.
+    fn written(
+        &self,
+        container: &Container,
+        uid: &str,
+    ) -> Result<Response<Out<pb::ExecOutput>>, Status> {
+        let ask = Ask { tail_lines: Some(0), ..Ask::default() };
+        let reader = Reader::open(&PathBuf::from(&container.log_path), ask)
+            .map_err(|e| Status::not_found(format!("failed to open the log: {e}")))?;
+        let follow = Some((uid.to_owned(), container.id.clone()));
+        let (send, receive) = mpsc::channel(STREAM_MESSAGES_MAX);
+        let service = self.clone();
+        self.ctx.tasks.job(async move {
+            if let Err(status) = send_log(service, reader, follow, &send).await {
+                drop(send.send(Err(status)).await);
+            }
+        });
+        let output = ReceiverStream::new(receive)
+            .map(|chunk| chunk.map(|chunk: pb::LogChunk| stdout(chunk.data)));
+        Ok(Response::new(Box::pin(output)))
     }
 
     async fn sample(&self) -> Result<Sample, Status> {
@@ -313,43 +336,6 @@ async fn run_command(
     drop(send.send(last).await);
 }
 
-/// Moves input to a container and its output back, until either says that it is over.
-async fn relay(
-    mut attached: Attached,
-    mut input: Streaming<pb::ExecInput>,
-    send: &Sender<pb::ExecOutput>,
-) {
-    let mut open = true;
-    let end = loop {
-        tokio::select! {
-            message = input.message(), if open => match message {
-                Ok(Some(message)) => {
-                    let Some(next) = message.input else { continue };
-                    match attached.pass(next).await {
-                        Ok(true) => {}
-                        Ok(false) => break Ok(()),
-                        Err(error) => break Err(error),
-                    }
-                }
-                Ok(None) => open = false,
-                Err(_) => return, // the caller went away
-            },
-            output = attached.next() => match output {
-                Ok(Some(output)) => {
-                    if send.send(Ok(pb::ExecOutput { output: Some(output) })).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            },
-        }
-    };
-    if let Err(error) = end {
-        drop(send.send(Err(Status::internal(format!("{error:#}")))).await);
-    }
-}
-
 /// Connects to a port inside the network namespace of process `pid`.
 async fn dial(pid: u32, port: u16) -> Result<tokio::net::TcpStream, Status> {
     let (told, answer) = tokio::sync::oneshot::channel();
@@ -494,6 +480,10 @@ impl Node for NodeService {
         let mut input = request.into_inner();
         let start = exec_start(first(&mut input).await?)?;
         let container = self.running(&start).await?;
+        let terminal = self.runtime.terminal(&container.id).await.map_err(failed)?;
+        if let ((true, _, true), false) = (terminal, start.stdin) {
+            return self.written(&container, &start.uid);
+        }
         let attached = Attached::start(&self.runtime, &container.id, start.stdin)
             .await
             .map_err(|e| Status::internal(format!("{e:#}")))?;
@@ -501,7 +491,7 @@ impl Node for NodeService {
         let shutdown = self.ctx.shutdown.clone();
         self.ctx.tasks.job(async move {
             tokio::select! {
-                () = relay(attached, input, &send) => {}
+                () = attach::relay(attached, input, &send) => {}
                 () = send.closed() => {}
                 () = shutdown.cancelled() => {}
             }
