@@ -4,6 +4,7 @@
 //! directory of its own; [`Seen`] waits, on watches, for what should come about; [`load`] asks a Service without pause
 //! and counts what goes wrong.
 
+pub mod apart;
 pub mod load;
 pub mod machine;
 mod seen;

@@ -53,7 +53,9 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     match fetch(&address, "/").await {
                         Ok(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                        Err(error) => failures.push(format!("{error:#}")),
+                        Err(error) => {
+                            failures.push(format!("{error:#} {:?}", std::time::SystemTime::now()))
+                        }
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
