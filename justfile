@@ -31,3 +31,7 @@ up:
 # stop it and remove every trace
 down:
     cargo run --bin ironclad -- down --data-dir target/cluster --purge
+
+# write the reference pages that tests compare with the code
+bless:
+    BLESS=1 cargo test -p integration-tests --test docs

@@ -8,6 +8,7 @@ pub mod apart;
 pub mod load;
 pub mod machine;
 mod seen;
+pub mod source;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
