@@ -143,9 +143,6 @@ impl Apart {
 
 impl Drop for Apart {
     fn drop(&mut self) {
-        for d in DAEMONS {
-            let _ = std::fs::write(format!("/tmp/run/apart/log-{d}"), self.log(d));
-        }
         for child in self.running.values_mut() {
             // It may have ended in the meantime, which is as good.
             let _gone = child.kill().and_then(|()| child.wait());

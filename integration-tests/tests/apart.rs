@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 /// How long the kernel's rules and the DNS may lag behind the API once their daemons run.
 const CATCH_UP_MAX: Duration = Duration::from_secs(20);
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// What daemons may complain of while another is dead.
 const EXPECTED: &[&str] = &["store did not answer", "store is not available", "tcp connect error"];
 
@@ -43,6 +44,11 @@ fn deployment(name: &str, replicas: u32) -> Value {
             },
         },
     })
+}
+
+/// Asks once, with little patience: to a Service whose rules are not there yet, a connection is made by nobody.
+async fn ask(address: &str) -> anyhow::Result<String> {
+    tokio::time::timeout(ASK_TIMEOUT, fetch(address, "/")).await.context("no answer")?
 }
 
 async fn scale(seen: &Seen, name: &str, replicas: u32) -> anyhow::Result<()> {
@@ -120,21 +126,15 @@ async fn whole() -> anyhow::Result<()> {
     let address = format!("{}:80", service(&seen, "web", "web").await?);
     seen.ready_pods("web", 2).await?;
     seen.ready_pods("solo", 1).await?;
-    soon("the Service answers", async || fetch(&address, "/").await).await?;
+    soon("the Service answers", async || ask(&address).await).await?;
     let load = Load::start(&address);
 
     scheduler(&mut apart, &seen).await.context("scheduler")?;
-    println!("PH {:?}", std::time::SystemTime::now());
     controllers(&mut apart, &seen).await.context("controller-manager")?;
-    println!("PH {:?}", std::time::SystemTime::now());
     node_agent(&mut apart, &seen).await.context("node-agent")?;
-    println!("PH {:?}", std::time::SystemTime::now());
     proxy(&mut apart, &seen).await.context("proxy")?;
-    println!("PH {:?}", std::time::SystemTime::now());
     dns(&mut apart, &seen).await.context("dns")?;
-    println!("PH {:?}", std::time::SystemTime::now());
     hub(&mut apart, &seen, "apiserver").await.context("apiserver")?;
-    println!("PH {:?}", std::time::SystemTime::now());
     hub(&mut apart, &seen, "store").await.context("store")?;
 
     apart.all_run()?;
@@ -200,10 +200,10 @@ async fn node_agent(apart: &mut Apart, seen: &Seen) -> anyhow::Result<()> {
 async fn proxy(apart: &mut Apart, seen: &Seen) -> anyhow::Result<()> {
     apart.kill("proxy")?;
     let address = format!("{}:80", service(seen, "solo", "solo").await?);
-    let early = fetch(&address, "/").await;
+    let early = ask(&address).await;
     ensure!(early.is_err(), "served by nobody");
     apart.start("proxy")?;
-    soon("the new Service answers", async || fetch(&address, "/").await).await.map(drop)
+    soon("the new Service answers", async || ask(&address).await).await.map(drop)
 }
 
 async fn dns(apart: &mut Apart, seen: &Seen) -> anyhow::Result<()> {
@@ -230,7 +230,7 @@ async fn hub(apart: &mut Apart, seen: &Seen, daemon: &'static str) -> anyhow::Re
     ensure!(scale(seen, "web", 5).await.is_err(), "a write without {daemon}");
     machine::kill(&machine::container_processes(id.as_str().context("no id")?)?)?;
     let ip = victim["status"]["podIP"].as_str().context("no address")?;
-    soon("the container runs again", async || fetch(&format!("{ip}:8080"), "/").await).await?;
+    soon("the container runs again", async || ask(&format!("{ip}:8080")).await).await?;
     apart.start(daemon)?;
     soon("a write", async || scale(seen, "web", 4).await).await?;
     seen.rolled_out("web").await?;
@@ -242,8 +242,7 @@ async fn hub(apart: &mut Apart, seen: &Seen, daemon: &'static str) -> anyhow::Re
     .await?;
     // Everybody is back once a new Service answers; a pod that ended earlier would be missed too late.
     let address = format!("{}:80", service(seen, &format!("after-{daemon}"), "web").await?);
-    soon("the new Service answers", async || fetch(&address, "/").await).await?;
-    println!("PH down {:?}", std::time::SystemTime::now());
+    soon("the new Service answers", async || ask(&address).await).await?;
     scale(seen, "web", 3).await?;
     seen.rolled_out("web").await?;
     let after = ids(&seen.pods("web"));

@@ -41,6 +41,8 @@ const REPORT_EVERY: SignedDuration = SignedDuration::from_secs(300);
 const IMAGES_MAX: usize = 50;
 /// How many names of an image.
 const IMAGE_NAMES_MAX: usize = 5;
+/// The disk is low with a tenth of it left, as upstream has it, but a large disk is not low with as much as this.
+const EVICTION_DISK_BYTES_MAX: i64 = 10 << 30;
 /// The part of memory and disk below which pods must not go.
 const EVICTION_MEMORY_BYTES: i64 = 100 << 20;
 const KUBELET_VERSION: &str = "v1.36.0";
@@ -304,7 +306,7 @@ fn conditions(
     now: Timestamp,
 ) -> Vec<NodeCondition> {
     let low_memory = machine.available_bytes < EVICTION_MEMORY_BYTES && machine.memory_bytes > 0;
-    let low_disk = machine.disk_free_bytes < machine.disk_bytes / 10;
+    let low_disk = machine.disk_free_bytes < (machine.disk_bytes / 10).min(EVICTION_DISK_BYTES_MAX);
     let trouble = &seen.health.trouble;
     let pick = |bad: bool, yes: [&str; 2], no: [&str; 2]| -> (bool, String, String) {
         let [reason, message] = if bad { yes } else { no };
