@@ -37,3 +37,7 @@ bench-cluster:
     cargo build --release --bin ironclad
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
     cargo bench -p integration-tests --bench cluster
+
+# write the reference pages that tests compare with the code
+bless:
+    BLESS=1 cargo test -p integration-tests --test docs

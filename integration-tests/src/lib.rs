@@ -4,9 +4,11 @@
 //! directory of its own; [`Seen`] waits, on watches, for what should come about; [`load`] asks a Service without pause
 //! and counts what goes wrong.
 
+pub mod apart;
 pub mod load;
 pub mod machine;
 mod seen;
+pub mod source;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -14,7 +14,7 @@ const CLIENTS: usize = 4;
 /// The pause of a client between two requests.
 const PAUSE: Duration = Duration::from_millis(5);
 /// How long an answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A load that goes on until it is stopped.
 pub struct Load {

@@ -68,7 +68,7 @@ async fn answer(
     let method = parts.method.as_str().to_ascii_lowercase();
     let ask = match &target {
         Target::Resource(path) => {
-            path.attributes(verb_of(&parts.method, path, &query).unwrap_or(&method))
+            attributes(path, verb_of(&parts.method, path, &query).unwrap_or(&method))
         }
         _ => Attributes { verb: &method, path: &path, ..Attributes::default() },
     };
@@ -100,7 +100,7 @@ async fn resource(
     let method = parts.method.clone();
     let Some(row) = found else {
         let verb = verb_of(&method, &path, &query).unwrap_or("");
-        api.authorizer.check(&user, &path.attributes(verb))?;
+        api.authorizer.check(&user, &attributes(&path, verb))?;
         return Err(ApiError::NoSuchPath);
     };
     let mut request = Request {
@@ -352,4 +352,17 @@ pub(crate) fn full(
     let value = header::HeaderValue::from_static(content_type);
     response.headers_mut().insert(header::CONTENT_TYPE, value);
     response
+}
+
+/// What somebody wants who does `verb` at this path.
+fn attributes<'a>(path: &'a ResourcePath, verb: &'a str) -> Attributes<'a> {
+    Attributes {
+        verb,
+        group: &path.group,
+        resource: &path.resource,
+        subresource: &path.subresource,
+        namespace: &path.namespace,
+        name: &path.name,
+        path: "",
+    }
 }

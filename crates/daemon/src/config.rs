@@ -1,5 +1,6 @@
 //! One configuration struct per daemon: defaults, then a TOML file, then the environment, then `--set`.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use config::{Environment, File, FileFormat};
@@ -125,13 +126,26 @@ pub struct HealthListen {
 /// # Errors
 /// Names the source and key that is unknown, of the wrong type or unusable.
 pub fn load<C: Config>(name: &str, args: &Args) -> Result<Whole<C>, ConfigError> {
+    load_with(name, args, None)
+}
+
+/// As [`load`], with these variables in place of the process's, if given.
+fn load_with<C: Config>(
+    name: &str,
+    args: &Args,
+    variables: Option<HashMap<String, String>>,
+) -> Result<Whole<C>, ConfigError> {
     let prefix = format!("IRONCLAD_{}", name.to_uppercase().replace('-', "_"));
     let mut builder = config::Config::builder();
     if let Some(file) = &args.file {
         builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
     }
     builder = builder.add_source(
-        Environment::with_prefix(&prefix).prefix_separator("_").separator("__").ignore_empty(true),
+        Environment::with_prefix(&prefix)
+            .prefix_separator("__")
+            .separator("__")
+            .ignore_empty(true)
+            .source(variables),
     );
     for (key, value) in &args.set {
         builder = builder.set_override(key, value.as_str())?;
@@ -187,6 +201,17 @@ mod tests {
         let sample = load::<Sample>("sample", &args).unwrap().daemon;
         assert_eq!((sample.client.streams_max, sample.client.listen.as_str()), (9, "127.0.0.1:1"));
         assert_eq!(sample.data_dir, "/var/lib/x");
+    }
+
+    #[test]
+    fn the_environment_is_read_as_the_help_says() {
+        let set = [
+            ("IRONCLAD_A_DAEMON__DATA_DIR", "/y"),
+            ("IRONCLAD_A_DAEMON__CLIENT__STREAMS_MAX", "8"),
+        ];
+        let set = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let sample = load_with::<Sample>("a-daemon", &Args::default(), Some(set)).unwrap().daemon;
+        assert_eq!((sample.data_dir.as_str(), sample.client.streams_max), ("/y", 8));
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::transport::Object;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{ConfigMap, Container as ContainerSpec, Pod, Secret, Service};
+use parking_lot::Mutex;
 
 use crate::pod::env::{Sources, environment, expand};
 use crate::pod::login::login;
@@ -16,6 +18,8 @@ use crate::runtime::Image;
 use crate::worker::{Shared, about};
 
 const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(5);
+/// How long to wait for news of an object that has been read before.
+const REREAD_TIMEOUT: Duration = Duration::from_secs(1);
 const PULL_RETRY_FIRST_S: i64 = 10;
 const PULL_RETRY_MOST_S: i64 = 300;
 
@@ -43,11 +47,17 @@ pub(crate) struct Starter {
     shared: Arc<Shared>,
     /// Failed pulls in a row, by image.
     pulls: BTreeMap<String, u32>,
+    config_maps: Known<ConfigMap>,
+    secrets: Known<Secret>,
 }
+
+/// What a pod refers to as it was read last, by name.
+type Known<T> = Mutex<BTreeMap<String, T>>;
 
 impl Starter {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, pulls: BTreeMap::new() }
+        let (config_maps, secrets) = (Known::default(), Known::default());
+        Self { shared, pulls: BTreeMap::new(), config_maps, secrets }
     }
 
     /// Makes a pod's sandbox; reason and text of an event where that fails.
@@ -83,18 +93,12 @@ impl Starter {
         let shared = &self.shared;
         let mut sources = Sources { pod_ips, ..Sources::default() };
         for name in config_maps {
-            match shared.client.get::<ConfigMap>(namespace, &name).await {
-                Ok(map) => drop(sources.config_maps.insert(name, map)),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.to_string()),
-            }
+            let map = self.read(&self.config_maps, namespace, &name).await?;
+            sources.config_maps.extend(map.map(|map| (name, map)));
         }
         for name in secrets {
-            match shared.client.get::<Secret>(namespace, &name).await {
-                Ok(secret) => drop(sources.secrets.insert(name, secret)),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.to_string()),
-            }
+            let secret = self.read(&self.secrets, namespace, &name).await?;
+            sources.secrets.extend(secret.map(|secret| (name, secret)));
         }
         sources.services = shared
             .cache
@@ -107,6 +111,30 @@ impl Starter {
             })
             .collect();
         Ok(sources)
+    }
+
+    /// An object as it is now, or as it was where the API server does not answer: what ended is started again without it.
+    async fn read<T: Object>(
+        &self,
+        known: &Known<T>,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>, String> {
+        let old = known.lock().get(name).cloned();
+        let reading = self.shared.client.get::<T>(namespace, name);
+        let limit = if old.is_some() { REREAD_TIMEOUT } else { Duration::MAX };
+        match tokio::time::timeout(limit, reading).await {
+            Ok(Ok(new)) => {
+                known.lock().insert(name.to_owned(), new.clone());
+                Ok(Some(new))
+            }
+            Ok(Err(error)) if error.is_not_found() => {
+                known.lock().remove(name);
+                Ok(None)
+            }
+            Ok(Err(error)) if error.is_forbidden() || old.is_none() => Err(error.to_string()),
+            Ok(Err(_)) | Err(_) => Ok(old),
+        }
     }
 
     /// Starts a container in a sandbox.

@@ -1,7 +1,5 @@
 //! What a request path means.
 
-use crate::layers::rbac::Attributes;
-
 /// A path below `/api` or `/apis`, taken apart. Nothing is decoded or checked against the catalog.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ResourcePath {
@@ -16,21 +14,6 @@ pub(crate) struct ResourcePath {
     pub(crate) rest: String,
     /// The deprecated `/watch/` form.
     pub(crate) watch: bool,
-}
-
-impl ResourcePath {
-    /// What somebody wants who does this here.
-    pub(crate) fn attributes<'a>(&'a self, verb: &'a str) -> Attributes<'a> {
-        Attributes {
-            verb,
-            group: &self.group,
-            resource: &self.resource,
-            subresource: &self.subresource,
-            namespace: &self.namespace,
-            name: &self.name,
-            path: "",
-        }
-    }
 }
 
 /// Where a path leads.

@@ -228,12 +228,23 @@ impl Look<'_> {
 
     fn started(&self, container: &ContainerSpec, run: &Container) -> bool {
         let verdict = self.local.probes.get(&run.id).and_then(|v| v.started);
-        container.startup_probe.is_none() || verdict == Some(true)
+        let told = || self.told(run).is_some_and(|status| status.started == Some(true));
+        container.startup_probe.is_none() || verdict.unwrap_or_else(told)
     }
 
     fn ready(&self, container: &ContainerSpec, run: &Container) -> bool {
         let verdict = self.local.probes.get(&run.id).and_then(|v| v.ready);
-        container.readiness_probe.is_none() || verdict == Some(true)
+        let told = || self.told(run).is_some_and(|status| status.ready);
+        container.readiness_probe.is_none() || verdict.unwrap_or_else(told)
+    }
+
+    /// What was told of this very container. It stands until a probe says more: an agent that starts anew must not take
+    /// pods out of their Services.
+    fn told(&self, run: &Container) -> Option<&ContainerStatus> {
+        let status = self.pod.status.as_ref()?;
+        let lists = [&status.container_statuses, &status.init_container_statuses];
+        let id = format!("{SCHEME}{}", run.id);
+        lists.into_iter().flatten().flatten().find(|s| s.container_id.as_ref() == Some(&id))
     }
 
     /// Init containers not done, by name: those that have not succeeded, and sidecars not started.
@@ -596,6 +607,24 @@ mod tests {
         assert_eq!(condition(&status, "PodReadyToStartContainers"), "True");
         assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.5"));
         assert_eq!(status.observed_generation, Some(3));
+    }
+
+    #[test]
+    fn a_new_agent_goes_on_from_what_was_told() {
+        let spec = json!({"containers": [{
+            "name": "c", "readinessProbe": {"tcpSocket": {"port": 1}}, "startupProbe": {"tcpSocket": {"port": 1}},
+        }]});
+        let (mut pod, runs) = (pod(spec), seen(vec![run("c", 0, State::Running, 0)]));
+        let verdicts = Verdicts { ready: Some(true), started: Some(true), ..Default::default() };
+        let mut local = Local::default();
+        local.probes.insert("c-0".to_owned(), verdicts);
+        pod.status = Some(of(&pod, &runs, &local));
+        let new = of(&pod, &runs, &Local::default());
+        assert_eq!(condition(&new, "Ready"), "True");
+        assert_eq!(new.container_statuses.unwrap()[0].started, Some(true));
+        // Of another container nothing was told.
+        let runs = seen(vec![run("c", 1, State::Running, 0)]);
+        assert!(condition(&of(&pod, &runs, &Local::default()), "Ready").starts_with("False"));
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! The log under torn writes, lost tails and many writers.
+
 use super::*;
 
 fn entry(index: u64) -> Entry {

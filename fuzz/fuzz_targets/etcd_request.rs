@@ -1,0 +1,4 @@
+//! Feeds `etcd_request` from libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ironclad_fuzz::etcd_request(data));

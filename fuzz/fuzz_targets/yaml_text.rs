@@ -1,0 +1,4 @@
+//! Feeds `yaml_text` from libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ironclad_fuzz::yaml_text(data));

@@ -1,0 +1,111 @@
+//! Feeds the fuzz targets from their seeds, changed at random, in the normal test run.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+#[path = "../../fuzz/src/lib.rs"]
+#[allow(unreachable_pub)] // a crate of its own elsewhere
+mod targets;
+
+/// How many inputs each target gets; `cargo fuzz` gives it as many as there is time for.
+const CASES: u32 = 1500;
+const CHANGES_MAX: usize = 6;
+const NOISE_BYTES_MAX: usize = 64;
+
+/// One change of an input.
+#[derive(Debug, Clone)]
+enum Change {
+    Set(prop::sample::Index, u8),
+    Insert(prop::sample::Index, Vec<u8>),
+    Cut(prop::sample::Index, prop::sample::Index),
+    Repeat(prop::sample::Index, prop::sample::Index),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let at = any::<prop::sample::Index>;
+    // Bytes that mean something to one format or another are likelier than the others.
+    let byte = || {
+        prop_oneof![any::<u8>(), prop::sample::select(b"{}[]()\"\\,:/.=!-&*|%~\0\n 0e9".to_vec())]
+    };
+    prop_oneof![
+        (at(), byte()).prop_map(|(at, byte)| Change::Set(at, byte)),
+        (at(), prop::collection::vec(byte(), 1..8))
+            .prop_map(|(at, bytes)| Change::Insert(at, bytes)),
+        (at(), at()).prop_map(|(from, to)| Change::Cut(from, to)),
+        (at(), at()).prop_map(|(from, to)| Change::Repeat(from, to)),
+    ]
+}
+
+fn changed(seed: &[u8], changes: &[Change]) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for change in changes {
+        let length = bytes.len() + 1;
+        let range = |a: &prop::sample::Index, b: &prop::sample::Index| {
+            let (a, b) = (a.index(length), b.index(length));
+            a.min(b)..a.max(b)
+        };
+        match change {
+            Change::Set(at, byte) => {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = *byte;
+                }
+            }
+            Change::Insert(at, more) => {
+                drop(bytes.splice(at.index(length)..at.index(length), more.clone()))
+            }
+            Change::Cut(from, to) => drop(bytes.drain(range(from, to))),
+            Change::Repeat(from, to) => {
+                let part = bytes[range(from, to)].to_vec();
+                bytes.extend(part);
+            }
+        }
+    }
+    bytes
+}
+
+fn feed(name: &str) {
+    let found = targets::TARGETS.iter().find(|(known, _, _)| *known == name);
+    let (_, target, seeds) = found.expect("a target of this name");
+    for seed in *seeds {
+        target(seed);
+    }
+    let input = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..NOISE_BYTES_MAX),
+        (prop::sample::select(*seeds), prop::collection::vec(change(), 1..CHANGES_MAX))
+            .prop_map(|(seed, changes)| changed(seed, &changes)),
+    ];
+    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let run = TestRunner::new(config).run(&input, |bytes| {
+        target(&bytes);
+        Ok(())
+    });
+    if let Err(error) = run {
+        panic!("{error}");
+    }
+}
+
+macro_rules! feeds {
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() {
+            feed(stringify!($name));
+        }
+    )*
+
+    #[test]
+    fn every_target_is_fed_and_built() {
+        let fed = [$(stringify!($name)),*];
+        let known: Vec<&str> = targets::TARGETS.iter().map(|(name, _, _)| *name).collect();
+        assert_eq!(fed.to_vec(), known);
+        for name in known {
+            let path = format!("fuzz/fuzz_targets/{name}.rs");
+            assert!(integration_tests::apart::project(&path).exists(), "{path}");
+        }
+    }};
+}
+
+feeds! {
+    path label_selector field_selector quantity instant json_path json_text yaml_text object protobuf json_patch
+    merge_patch strategic_patch etcd_request store_record dns_name
+}
