@@ -2,6 +2,7 @@
 //!
 //! All errors of an object are gathered; texts are those clients know.
 
+pub mod admission;
 pub mod apps;
 pub mod core;
 pub mod crd;

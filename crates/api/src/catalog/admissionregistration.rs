@@ -26,6 +26,7 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
     .columns("Name, PolicyName, ParamRef, Age", columns::groups::policy_binding)
+    .rules(crate::rules::admission::mutating_binding)
     .defaults(kinds::admission_policy_binding),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -61,6 +62,7 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
     .columns("Name, PolicyName, ParamRef, Age", columns::groups::policy_binding)
+    .rules(crate::rules::admission::validating_binding)
     .defaults(kinds::admission_policy_binding),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",

@@ -153,7 +153,10 @@ fn walk_compare(
         Kind::List(rule, item) => compare_lists(rule, item, old, new, path, out),
         _ => compare_maps(kind, old, new, path, out),
     }
-    match (old, new) {
+    // A set that was null is new as a whole.
+    let set = matches!(kind, Kind::List(ListType::Set, _));
+    let there = |v: &&Value| !(set && v.is_null());
+    match (old.filter(there), new.filter(there)) {
         (None, Some(_)) => mark(&mut out.added, path),
         (Some(_), None) => mark(&mut out.removed, path),
         _ => {}
