@@ -36,14 +36,14 @@ say "Starting the cluster"
 
 say "Applying docs/examples/hello.yaml"
 "$ironclad" apply --data-dir "$data_dir" -f docs/examples/hello.yaml
-"$ironclad" wait --data-dir "$data_dir" -n hello deployment/hello
+"$ironclad" rollout status --data-dir "$data_dir" -n hello deployment/hello
 
 say "Pods"
 "$ironclad" get --data-dir "$data_dir" -n hello pods
-cluster_ip=$("$ironclad" get --data-dir "$data_dir" -n hello service hello -o cluster-ip)
+cluster_ip=$("$ironclad" get --data-dir "$data_dir" -n hello service hello -o "jsonpath={.spec.clusterIP}")
 say "The page through the Service's cluster IP, http://$cluster_ip"
 curl -sf --max-time 5 "http://$cluster_ip"
-node_ip=$("$ironclad" get --data-dir "$data_dir" nodes -o node-ip | head -n 1)
+node_ip=$("$ironclad" get --data-dir "$data_dir" nodes -o "jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}")
 say "The page through the NodePort, http://$node_ip:30080"
 curl -sf --max-time 5 "http://$node_ip:30080"
 

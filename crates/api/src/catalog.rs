@@ -16,7 +16,7 @@ mod apiextensions;
 mod apps;
 mod autoscaling;
 mod batch;
-mod convert;
+pub(crate) mod convert;
 mod core;
 mod networking;
 mod policy;
@@ -412,6 +412,7 @@ pub(crate) struct Row {
     convert: Option<(Convert, Convert)>,
     defaults: Option<Defaults>,
     rules: Option<Rules>,
+    status_rules: Option<Rules>,
     deprecation: &'static str,
     warnings: Option<Warnings>,
 }
@@ -456,6 +457,7 @@ impl Row {
             convert: None,
             defaults: None,
             rules: None,
+            status_rules: None,
             deprecation: "",
             warnings: None,
         }
@@ -598,6 +600,12 @@ impl Row {
         self
     }
 
+    /// Checks what is written through `status`.
+    pub(crate) const fn status_rules(mut self, f: Rules) -> Self {
+        self.status_rules = Some(f);
+        self
+    }
+
     /// Every answer carries this warning.
     pub(crate) const fn deprecated(mut self, warning: &'static str) -> Self {
         self.deprecation = warning;
@@ -650,7 +658,7 @@ impl Row {
             on_update: self.on_update,
             defaults: self.defaults,
             rules: self.rules,
-            status_rules: None,
+            status_rules: self.status_rules,
             deprecation: self.deprecation.into(),
             warnings: self.warnings,
             custom: false,

@@ -30,6 +30,13 @@ pub enum DecodeError {
     Syntax(String),
     /// A field has the wrong type or form.
     Type(String),
+    /// A value of another type than the field's.
+    Mismatch {
+        /// What it is, and where.
+        found: String,
+        /// The field's type.
+        wanted: String,
+    },
 }
 
 impl DecodeError {
@@ -37,6 +44,9 @@ impl DecodeError {
     pub fn message(&self) -> String {
         match self {
             Self::Syntax(m) | Self::Type(m) => m.clone(),
+            Self::Mismatch { found, wanted } => {
+                format!("json: cannot unmarshal {found} of type {wanted}")
+            }
         }
     }
 
@@ -47,8 +57,9 @@ impl DecodeError {
                 "the object provided is unrecognized (must be of type {kind}): couldn't get \
                  version/kind; json parse error: {m}"
             ),
-            Self::Type(m) => {
-                format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {m}")
+            Self::Type(_) | Self::Mismatch { .. } => {
+                let detail = self.message();
+                format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {detail}")
             }
         })
     }

@@ -35,7 +35,7 @@ pub struct Column {
     pub path: Option<Path>,
 }
 
-/// Reads columns from their line: `Name, Ready, Desired:integer, IP*`, where `*` marks wide ones.
+/// Reads columns from their line: `Name, Ready, Desired:integer, IP*`, where `*` marks wide ones and `!` further names.
 pub fn parse(line: &'static str) -> Vec<Column> {
     line.split(", ").filter(|c| !c.is_empty()).map(column).collect()
 }
@@ -45,11 +45,15 @@ fn column(text: &'static str) -> Column {
         Some(text) => (text, 1),
         None => (text, 0),
     };
+    let (text, named) = match text.strip_suffix('!') {
+        Some(text) => (text, true),
+        None => (text, text == "Name"),
+    };
     let (name, kind) = text.split_once(':').unwrap_or((text, "string"));
     Column {
         name: name.into(),
         kind: kind.into(),
-        format: if name == "Name" { "name".into() } else { "".into() },
+        format: if named { "name".into() } else { "".into() },
         description: "".into(),
         priority: wide,
         path: None,

@@ -13,6 +13,8 @@ pub enum FieldReason {
     Required(String),
     /// The value breaks a rule.
     Invalid(Value, String),
+    /// As `Invalid`, with the value as text that is shown as it is.
+    InvalidAs(String, String),
     /// The value is none of those that are known.
     NotSupported(Value, Vec<String>),
     /// The field may not be set here.
@@ -49,7 +51,7 @@ impl FieldError {
     pub fn reason_name(&self) -> &'static str {
         match self.reason {
             FieldReason::Required(_) => "FieldValueRequired",
-            FieldReason::Invalid(..) => "FieldValueInvalid",
+            FieldReason::Invalid(..) | FieldReason::InvalidAs(..) => "FieldValueInvalid",
             FieldReason::NotSupported(..) => "FieldValueNotSupported",
             FieldReason::Forbidden(_) => "FieldValueForbidden",
             FieldReason::Duplicate(_) | FieldReason::DuplicateOf(..) => "FieldValueDuplicate",
@@ -67,7 +69,12 @@ impl FieldError {
             FieldReason::Required(d) => with_detail("Required value", d),
             FieldReason::Forbidden(d) => with_detail("Forbidden", d),
             FieldReason::Internal(d) => with_detail("Internal error", d),
+            FieldReason::Invalid(Value::Str(text), d) => {
+                with_detail(&format!("Invalid value: {}", quoted(text)), d)
+            }
             FieldReason::Invalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
+            FieldReason::InvalidAs(text, d) if text.is_empty() => with_detail("Invalid value", d),
+            FieldReason::InvalidAs(text, d) => with_detail(&format!("Invalid value: {text}"), d),
             FieldReason::TypeInvalid(v, d) => with_detail(&format!("Invalid value: {v}"), d),
             FieldReason::Duplicate(v) => format!("Duplicate value: {v}"),
             FieldReason::DuplicateOf(v, d) => with_detail(&format!("Duplicate value: {v}"), d),
@@ -85,6 +92,15 @@ impl FieldError {
             }
         }
     }
+}
+
+/// A text in quotes, with the signs of markup as they are.
+fn quoted(text: &str) -> String {
+    let mut out = Value::from(text).to_string();
+    for (escaped, sign) in [("\\u003c", "<"), ("\\u003e", ">"), ("\\u0026", "&")] {
+        out = out.replace(escaped, sign);
+    }
+    out
 }
 
 fn with_detail(head: &str, detail: &str) -> String {

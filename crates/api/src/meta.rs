@@ -116,6 +116,12 @@ pub fn partial(v: &Value) -> Value {
     let mut out = crate::object::Map::with_capacity(3);
     out.insert("apiVersion", "meta.k8s.io/v1");
     out.insert("kind", "PartialObjectMetadata");
-    out.insert("metadata", v["metadata"].clone());
+    let mut metadata = v["metadata"].clone();
+    // Upstream keeps this count in a field and shows it as an annotation of whole objects only.
+    let count = crate::defaults::kinds::TEMPLATE_GENERATION;
+    if metadata.remove_at(&["annotations", count]).is_some() && metadata["annotations"].is_empty() {
+        metadata.remove("annotations");
+    }
+    out.insert("metadata", metadata);
     Value::Object(out)
 }

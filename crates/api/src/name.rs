@@ -82,6 +82,31 @@ pub fn dns_subdomain(s: &str) -> Vec<String> {
     out
 }
 
+const SEARCH_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', \
+'-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+'_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const SYSCTL_MESSAGE: &str = "must have at most 253 characters and match regex \
+^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+
+/// A label that may have underscores inside.
+fn is_loose_label(s: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    edge(s.as_bytes().first()) && edge(s.as_bytes().last()) && s.bytes().all(inner)
+}
+
+/// Why `s` is no search domain of a resolver.
+pub fn search_domain(s: &str) -> Vec<String> {
+    let good = s.split('.').all(|part| is_loose_label(part.strip_prefix('_').unwrap_or(part)));
+    if good && s.len() <= 253 { Vec::new() } else { vec![SEARCH_MESSAGE.to_owned()] }
+}
+
+/// Why `s` is no kernel parameter.
+pub fn sysctl(s: &str) -> Vec<String> {
+    let good = s.split(['.', '/']).all(is_loose_label);
+    if good && s.len() <= 253 { Vec::new() } else { vec![SYSCTL_MESSAGE.to_owned()] }
+}
+
 /// Why `s` cannot stand in a path.
 pub fn path_segment(s: &str) -> Vec<String> {
     if s == "." || s == ".." {

@@ -4,12 +4,19 @@
 
 pub mod apps;
 pub mod core;
+pub mod crd;
+pub mod devices;
+pub mod event;
+pub mod flow;
 pub mod groups;
+pub mod limits;
 pub mod meta;
 pub mod pod;
 pub mod pod_update;
 pub mod rbac;
+pub mod review;
 mod scheduling;
+mod security;
 pub mod service;
 mod volumes;
 
@@ -83,6 +90,56 @@ fn immutable_fields(resource: &Resource, new: &Value, old: &Value, errs: &mut Fi
         if a != b {
             errs.invalid(path.as_ref(), a.cloned().unwrap_or_default(), IMMUTABLE);
         }
+    }
+}
+
+/// A value as upstream shows those that it keeps in its own structs: with the names of their fields.
+pub(crate) fn internal(v: &Value) -> Value {
+    match v {
+        Value::Array(items) => Value::Array(items.iter().map(internal).collect()),
+        Value::Object(map) => {
+            let mut out = crate::object::Map::with_capacity(map.len());
+            for (key, value) in map.iter() {
+                let (first, rest) = key.split_at(key.chars().next().map_or(0, char::len_utf8));
+                out.insert(format!("{}{rest}", first.to_uppercase()), internal(value));
+            }
+            Value::Object(out)
+        }
+        other => other.clone(),
+    }
+}
+
+/// What changed between two values, for messages: the lines between their common beginning and end.
+pub(crate) fn difference(old: &Value, new: &Value) -> String {
+    let lines = |v: &Value| -> Vec<String> {
+        let mut out = Vec::new();
+        leaves(v, String::new(), &mut out);
+        out
+    };
+    let (a, b) = (lines(old), lines(new));
+    let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
+    let (a, b) = (&a[start..], &b[start..]);
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(x, y)| x == y).count();
+    let (a, b) = (&a[..a.len() - end], &b[..b.len() - end]);
+    let mut out = format!("\n@@ -{0},{1} +{0},{2} @@", start + 1, a.len(), b.len());
+    for (sign, lines) in [('-', a), ('+', b)] {
+        for line in lines {
+            out.push_str(&format!("\n{sign}{line}"));
+        }
+    }
+    out
+}
+
+fn leaves(v: &Value, path: String, out: &mut Vec<String>) {
+    match v {
+        Value::Object(map) if !map.is_empty() => {
+            map.iter().for_each(|(key, inner)| leaves(inner, format!("{path}.{key}"), out));
+        }
+        Value::Array(items) if !items.is_empty() => {
+            let each = items.iter().enumerate();
+            each.for_each(|(i, inner)| leaves(inner, format!("{path}[{i}]"), out));
+        }
+        other => out.push(format!("{path}: {other}")),
     }
 }
 
@@ -215,5 +272,23 @@ pub(crate) fn int_or_percent(path: &str, v: &Value, errs: &mut FieldErrors) {
 pub(crate) fn not_above_100_percent(path: &str, v: &Value, errs: &mut FieldErrors) {
     if crate::intstr::percent(v).is_some_and(|p| p > 100) {
         errs.invalid(path, v.clone(), "must not be greater than 100%");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shown_as_upstream_keeps_them() {
+        let value = crate::json!({"matchLabels": [{"a": 1}], "b": "c"});
+        assert_eq!(internal(&value).to_string(), r#"{"B":"c","MatchLabels":[{"A":1}]}"#);
+    }
+
+    #[test]
+    fn a_difference_shows_what_lies_between() {
+        let old = crate::json!({"a": 1, "b": {"c": 2}, "d": 3});
+        let new = crate::json!({"a": 1, "b": {"c": 4}, "d": 3});
+        assert_eq!(difference(&old, &new), "\n@@ -2,1 +2,1 @@\n-.b.c: 2\n+.b.c: 4");
     }
 }

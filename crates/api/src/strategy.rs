@@ -107,7 +107,8 @@ fn settle(object: &mut Value, resource: &Resource) {
     }
 }
 
-fn keep_metadata(new: &mut Value, old: &Value, resource: &Resource) {
+/// Takes what the server owns of metadata from `old`.
+pub fn keep_metadata(new: &mut Value, old: &Value, resource: &Resource) {
     if resource.namespaced && meta::namespace(new).is_empty() {
         meta::set(new, "namespace", meta::namespace(old));
     }

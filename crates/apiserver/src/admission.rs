@@ -9,8 +9,12 @@ use api::object::Value;
 use crate::registry::Api;
 use crate::request::{Action, Request};
 
+mod classes;
+mod limits;
 mod namespace_lifecycle;
+mod pod_security;
 mod pods;
+pub(crate) mod quota;
 mod rbac;
 mod service_account;
 
@@ -22,15 +26,18 @@ pub(crate) struct Review<'a> {
     /// The object as it would be stored; for a deletion, as it is.
     pub(crate) object: &'a mut Value,
     pub(crate) old: Option<&'a Value>,
-    #[allow(dead_code)] // PodSecurity and webhooks warn through this
     pub(crate) warnings: &'a mut Vec<String>,
 }
 
 impl Review<'_> {
     /// Whether a new object of this resource is reviewed (not one of its subresources).
     fn creates(&self, group: &str, plural: &str) -> bool {
-        self.old.is_none()
-            && self.request.subresource.is_empty()
+        self.old.is_none() && self.is(group, plural)
+    }
+
+    /// Whether an object of this resource is reviewed (not one of its subresources).
+    fn is(&self, group: &str, plural: &str) -> bool {
+        self.request.subresource.is_empty()
             && self.resource.group == group
             && self.resource.plural == plural
     }
@@ -60,11 +67,14 @@ impl Review<'_> {
 /// The refusal of the first plugin that refuses.
 pub(crate) async fn mutate(review: &mut Review<'_>) -> Result<(), ApiError> {
     namespace_lifecycle::admit(review).await?;
+    limits::mutate(review);
     service_account::mutate(review).await?;
     pods::taint_new_nodes(review);
     pods::priority(review)?;
     pods::default_tolerations(review);
-    Ok(())
+    classes::defaults(review);
+    classes::protect(review);
+    classes::runtime(review)
 }
 
 /// Runs the plugins that only refuse.
@@ -75,5 +85,11 @@ pub(crate) async fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     if review.deletes() {
         return namespace_lifecycle::admit_deletion(review);
     }
+    limits::validate(review)?;
+    pod_security::validate(review)?;
+    pods::one_default_priority(review)?;
+    classes::validate_resize(review)?;
+    pods::validate_resize(review)?;
+    classes::validate_runtime(review)?;
     rbac::validate(review)
 }

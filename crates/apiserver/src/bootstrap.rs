@@ -20,12 +20,17 @@ const MANIFESTS: [&str; 3] = [
     include_str!("../../../deploy/manifests/components.jsonl"),
 ];
 const MANAGER: &str = "apiserver";
+/// Upstream's part that keeps flow control has a name of its own.
+const FLOW_MANAGER: &str = "api-priority-and-fairness-config-producer-v1";
+const FLOW_GROUP: &str = "flowcontrol.apiserver.k8s.io";
+const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Creates what is missing.
 pub(crate) async fn create(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Result<()> {
     for line in MANIFESTS.iter().flat_map(|text| text.lines()).filter(|l| !l.is_empty()) {
         let object = parse(line)?;
-        ensure(api, object).await?;
+        ensure(api, object.clone()).await?;
+        reconcile(api, &object).await?;
     }
     ensure(api, cidr(api)).await?;
     ensure(api, service(api, advertised)?).await?;
@@ -70,7 +75,10 @@ async fn ensure(api: &Arc<Api>, object: Value) -> anyhow::Result<()> {
     if api.shelf(&request.resource).get(&request.key()).is_some() {
         return Ok(());
     }
-    let options = options();
+    let mut options = options();
+    if request.resource.group == FLOW_GROUP {
+        FLOW_MANAGER.clone_into(&mut options.manager);
+    }
     let mut warnings = Vec::new();
     match api.insert(&request, object, &Track::Update(&options), false, &mut warnings).await {
         Ok(_) | Err(ApiError::AlreadyExists { .. }) => Ok(()),
@@ -79,6 +87,51 @@ async fn ensure(api: &Arc<Api>, object: Value) -> anyhow::Result<()> {
             Err(anyhow::anyhow!("{kind} {}/{}: {error}", request.namespace, request.name))
         }
     }
+}
+
+/// Gives roles and bindings of ours back what they lost: rules, subjects, labels and annotations. What somebody added
+/// stays, and an object that says `autoupdate: false` is left alone.
+async fn reconcile(api: &Arc<Api>, wanted: &Value) -> anyhow::Result<()> {
+    let request = request(api, wanted)?;
+    if request.resource.group != RBAC_GROUP {
+        return Ok(());
+    }
+    let change = |old: Option<&Value>| {
+        let old = old.ok_or_else(|| request.not_found())?;
+        Ok(Change::to(restored(old, wanted)))
+    };
+    let options = options();
+    let track = Track::Update(&options);
+    api.modify(&request, change, &track, false, Vec::new())
+        .await
+        .map_err(|error| anyhow::anyhow!("{} {}: {error}", request.resource.kind, request.name))?;
+    Ok(())
+}
+
+/// An object of ours with everything that it should have. Pure.
+fn restored(old: &Value, wanted: &Value) -> Value {
+    let mut object = old.clone();
+    if api::meta::annotation(old, "rbac.authorization.kubernetes.io/autoupdate") == Some("false") {
+        return object;
+    }
+    for field in ["labels", "annotations"] {
+        for (key, value) in wanted["metadata"][field].members() {
+            object.set_at(&["metadata", field, key], value.clone());
+        }
+    }
+    // The rules of an aggregated role belong to the controller.
+    let lists =
+        if wanted.has("aggregationRule") { &["subjects"][..] } else { &["rules", "subjects"] };
+    for list in lists {
+        let mut items = object[*list].items().to_vec();
+        let missing = wanted[*list].items().iter().filter(|item| !items.contains(item)).cloned();
+        let missing: Vec<Value> = missing.collect();
+        if !missing.is_empty() {
+            items.extend(missing);
+            object.set(list, Value::Array(items));
+        }
+    }
+    object
 }
 
 fn cidr(api: &Api) -> Value {
@@ -149,4 +202,35 @@ async fn replace(api: &Arc<Api>, object: Value) -> anyhow::Result<()> {
         .await
         .map_err(|error| anyhow::anyhow!("{}: {error}", request.name))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_get_back_what_they_lost_and_keep_what_they_gained() {
+        let object = |text: &str| parse(text).unwrap();
+        let wanted = object(
+            r#"{"metadata":{"labels":{"a":"b"}},"rules":[{"verbs":["get"]},{"verbs":["list"]}]}"#,
+        );
+        let cases = [
+            (r#"{"metadata":{},"rules":[{"verbs":["get"]}]}"#, "b", 2),
+            (
+                r#"{"metadata":{},"rules":[{"verbs":["get"]},{"verbs":["list"]},{"verbs":["*"]}]}"#,
+                "b",
+                3,
+            ),
+            (
+                r#"{"metadata":{"annotations":{"rbac.authorization.kubernetes.io/autoupdate":"false"}},"rules":[]}"#,
+                "",
+                0,
+            ),
+        ];
+        for (old, label, rules) in cases {
+            let restored = restored(&object(old), &wanted);
+            assert_eq!(restored["metadata"]["labels"]["a"].text(), label, "{old}");
+            assert_eq!(restored["rules"].items().len(), rules, "{old}");
+        }
+    }
 }

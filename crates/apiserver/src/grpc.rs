@@ -22,6 +22,8 @@ use crate::request::{
     WatchOptions, WriteOptions,
 };
 
+mod streams;
+
 /// Items of a batch that are carried out at the same time.
 const BATCH_PARALLEL: usize = 32;
 /// Items of one batch.
@@ -71,23 +73,34 @@ fn user<T>(call: &Call<T>) -> Result<Arc<User>, Status> {
 struct Projection {
     managed_fields: bool,
     fields: Vec<Vec<String>>,
+    /// The kind whose table's cells go with it, and the clock for ages.
+    cells: Option<(Arc<Resource>, daemon::Clock)>,
 }
 
 impl Projection {
-    fn new(projection: Option<pb::Projection>) -> Self {
-        let projection = projection.unwrap_or_default();
-        let fields = projection.fields.iter();
-        Self {
-            managed_fields: projection.managed_fields,
-            fields: fields.map(|f| f.split('.').map(str::to_owned).collect()).collect(),
-        }
+    fn whole() -> Self {
+        Self { managed_fields: true, ..Self::default() }
     }
 
     fn object(&self, json: Bytes, warnings: Vec<String>) -> Result<pb::Object, ApiError> {
+        let value = api::codec::json::parse(&json)?;
+        let cells = self.cells.as_ref().map(|(row, clock)| {
+            let cells = api::columns::cells(row, &value, clock.now());
+            cells.iter().map(cell_text).collect()
+        });
+        let object = self.cut(value, json, warnings)?;
+        Ok(pb::Object { cells: cells.unwrap_or_default(), ..object })
+    }
+
+    fn cut(
+        &self,
+        mut value: Value,
+        json: Bytes,
+        warnings: Vec<String>,
+    ) -> Result<pb::Object, ApiError> {
         if self.managed_fields && self.fields.is_empty() {
-            return object(&api::codec::json::parse(&json)?, json, warnings);
+            return object(&value, json, warnings);
         }
-        let mut value = api::codec::json::parse(&json)?;
         if !self.managed_fields {
             value.remove_at(&["metadata", "managedFields"]);
         }
@@ -120,6 +133,13 @@ impl Projection {
     }
 }
 
+fn cell_text(cell: &Value) -> String {
+    match cell {
+        Value::Null => String::new(),
+        cell => cell.as_str().map_or_else(|| cell.to_string(), str::to_owned),
+    }
+}
+
 fn object(value: &Value, json: Bytes, warnings: Vec<String>) -> Result<pb::Object, ApiError> {
     Ok(pb::Object {
         namespace: api::meta::namespace(value).to_owned(),
@@ -128,6 +148,7 @@ fn object(value: &Value, json: Bytes, warnings: Vec<String>) -> Result<pb::Objec
         revision: api::meta::resource_version(value).parse().unwrap_or(0),
         json,
         warnings,
+        cells: Vec::new(),
     })
 }
 
@@ -182,13 +203,31 @@ impl Service {
         Ok(Request { user, resource, subresource, namespace, name: key.name, action })
     }
 
+    fn projection(&self, wanted: Option<pb::Projection>, key: Option<&pb::Key>) -> Projection {
+        let wanted = wanted.unwrap_or_default();
+        let row = key.filter(|_| wanted.cells).and_then(|key| self.row(key).ok());
+        let fields = wanted.fields.iter();
+        Projection {
+            managed_fields: wanted.managed_fields,
+            fields: fields.map(|f| f.split('.').map(str::to_owned).collect()).collect(),
+            cells: row.map(|row| (row, self.ctx.clock.clone())),
+        }
+    }
+
     /// Runs a request whose outcome is one object.
     async fn one(&self, request: Result<Request, ApiError>) -> Result<Reply<pb::Object>, Status> {
+        self.one_of(request, &Projection::whole()).await
+    }
+
+    async fn one_of(
+        &self,
+        request: Result<Request, ApiError>,
+        projection: &Projection,
+    ) -> Result<Reply<pb::Object>, Status> {
         let run = async {
             match self.api.call(request?).await? {
                 Outcome::Object { object, warnings, .. } => {
-                    Projection { managed_fields: true, fields: Vec::new() }
-                        .object(object.json, warnings)
+                    projection.object(object.json, warnings)
                 }
                 Outcome::Status { status, warnings, .. } => {
                     let json = status.to_bytes().into();
@@ -245,13 +284,18 @@ impl Objects for Service {
         let user = user(&call)?;
         let ask = call.into_inner();
         let action = Action::Get { version: ask.resource_version };
-        self.one(self.request(user, ask.key, ask.subresource, action)).await
+        let projection = match ask.projection {
+            None => Projection::whole(),
+            given => self.projection(given, ask.key.as_ref()),
+        };
+        let request = self.request(user, ask.key, ask.subresource, action);
+        self.one_of(request, &projection).await
     }
 
     async fn list(&self, call: Call<pb::ListRequest>) -> Result<Reply<Self::ListStream>, Status> {
         let user = user(&call)?;
         let ask = call.into_inner();
-        let projection = Projection::new(ask.projection);
+        let projection = self.projection(ask.projection, ask.key.as_ref());
         let action = Action::List(ListOptions {
             labels: ask.label_selector,
             fields: ask.field_selector,
@@ -294,7 +338,7 @@ impl Objects for Service {
     ) -> Result<Reply<Self::WatchStream>, Status> {
         let user = user(&call)?;
         let ask = call.into_inner();
-        let projection = Projection::new(ask.projection);
+        let projection = self.projection(ask.projection, ask.key.as_ref());
         let initial = ask.revision == 0;
         let version = if initial { String::new() } else { ask.revision.to_string() };
         let action = Action::Watch(WatchOptions {
@@ -487,9 +531,14 @@ impl Objects for Service {
             namespaced: row.namespaced,
             verbs: texts(&row.verbs),
             subresources: row.subresources.iter().map(|s| s.name.to_string()).collect(),
+            columns: row.columns.iter().map(column).collect(),
         });
         Ok(Reply::new(pb::ResourcesReply { kinds: kinds.collect() }))
     }
+}
+
+fn column(column: &api::columns::Column) -> pb::Column {
+    pb::Column { name: column.name.to_string(), wide: column.priority > 0 }
 }
 
 /// Moves events to a watcher until it goes or is too far behind.

@@ -32,6 +32,8 @@ struct Hook {
     returns_deleted: bool,
     /// Dependents are orphaned unless the client says otherwise (an old promise of these kinds).
     orphans: bool,
+    /// What a client is told that leaves it at that.
+    orphan_warning: &'static str,
 }
 
 const PLAIN: Hook = Hook {
@@ -43,6 +45,7 @@ const PLAIN: Hook = Hook {
     on_mark: |_| {},
     returns_deleted: false,
     orphans: false,
+    orphan_warning: "",
 };
 
 const fn returning(group: &'static str, resource: &'static str) -> Hook {
@@ -60,19 +63,40 @@ static HOOKS: &[Hook] = &[
         ..PLAIN
     },
     Hook { resource: "replicationcontrollers", orphans: true, ..PLAIN },
-    Hook { group: "batch", resource: "jobs", orphans: true, ..PLAIN },
+    Hook {
+        group: "batch",
+        resource: "jobs",
+        orphans: true,
+        orphan_warning: "child pods are preserved by default when jobs are deleted; set \
+                         propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this \
+                         warning",
+        ..PLAIN
+    },
     returning("", "podtemplates"),
     returning("", "services"),
     returning("", "serviceaccounts"),
-    returning("", "persistentvolumes"),
+    Hook { complete: volume_phase, ..returning("", "persistentvolumes") },
     returning("", "persistentvolumeclaims"),
     returning("", "resourcequotas"),
     returning("resource.k8s.io", "resourceclaims"),
+    returning("resource.k8s.io", "resourceclaimtemplates"),
+    returning("resource.k8s.io", "deviceclasses"),
+    returning("resource.k8s.io", "resourceslices"),
     returning("storage.k8s.io", "storageclasses"),
     returning("storage.k8s.io", "csinodes"),
     returning("storage.k8s.io", "csidrivers"),
     returning("storage.k8s.io", "volumeattachments"),
 ];
+
+/// Notes when a volume's phase changed.
+fn volume_phase(api: &Api, volume: &mut Value, old: Option<&Value>) {
+    let phase = |v: &Value| v["status"]["phase"].clone();
+    let at = ["status", "lastPhaseTransitionTime"];
+    let noted = old.is_some_and(|old| volume.at(&at) != old.at(&at));
+    if !noted && old.is_none_or(|old| phase(old) != phase(volume)) {
+        volume.set_at(&at, api::time::format(api.clock.now()));
+    }
+}
 
 fn hook(resource: &Resource) -> &'static Hook {
     HOOKS
@@ -111,6 +135,11 @@ pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
     hook(resource).orphans
 }
 
+/// What to tell a client that deletes without saying what becomes of dependents.
+pub(crate) fn orphan_warning(resource: &Resource) -> Option<&'static str> {
+    Some(hook(resource).orphan_warning).filter(|text| !text.is_empty())
+}
+
 /// What a write of this object claims, after filling in what was chosen for it.
 pub(crate) async fn on_write(
     api: &Api,
@@ -118,10 +147,12 @@ pub(crate) async fn on_write(
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<Claims, ApiError> {
-    match (resource.group.as_ref(), resource.plural.as_ref()) {
-        ("", "services") => service::claim(api, object, old).await,
-        _ => Ok(Claims::default()),
-    }
+    let mut claims = match (resource.group.as_ref(), resource.plural.as_ref()) {
+        ("", "services") => service::claim(api, object, old).await?,
+        _ => Claims::default(),
+    };
+    crate::admission::quota::claim(api, resource, object, old, &mut claims)?;
+    Ok(claims)
 }
 
 /// What the deletion of this object gives back.
@@ -129,6 +160,25 @@ pub(crate) fn on_delete(api: &Api, resource: &Resource, object: &Value) -> Claim
     match (resource.group.as_ref(), resource.plural.as_ref()) {
         ("", "services") => service::release(api, object),
         _ => Claims::default(),
+    }
+}
+
+/// Puts into a new object what only the server knows of its maker.
+pub(crate) fn sign(request: &Request, object: &mut Value) {
+    let resource = &request.resource;
+    if (resource.group.as_ref(), resource.plural.as_ref())
+        != ("certificates.k8s.io", "certificatesigningrequests")
+    {
+        return;
+    }
+    let user = review::user_info(&request.user);
+    for field in ["username", "uid", "groups", "extra"] {
+        match user.get(field) {
+            Some(value) => object.set_at(&["spec", field], value.clone()),
+            None => {
+                object.remove_at(&["spec", field]);
+            }
+        }
     }
 }
 
@@ -140,7 +190,7 @@ pub(crate) fn prepare_subresource(
 ) -> Result<(), ApiError> {
     match (request.resource.plural.as_ref(), request.subresource.as_str()) {
         ("namespaces", "finalize") => {
-            namespace::prepare_finalize(object, old);
+            namespace::prepare_finalize(object, old, &request.resource);
             Ok(())
         }
         // The change itself touches nothing else.
@@ -158,5 +208,21 @@ pub(crate) fn prepare_subresource(
             Ok(())
         }
         _ => Err(ApiError::NoSuchPath),
+    }
+}
+
+/// Checks a write through a subresource that has rules of its own, beside those of status.
+pub(crate) fn check_subresource(
+    request: &Request,
+    object: &Value,
+    old: &Value,
+    errors: &mut api::error::FieldErrors,
+) {
+    match (request.resource.plural.as_ref(), request.subresource.as_str()) {
+        ("pods", "ephemeralcontainers") => {
+            api::rules::pod_update::ephemeral_containers(object, old, errors);
+        }
+        ("pods", "resize") => api::rules::pod_update::resize(object, old, errors),
+        _ => {}
     }
 }

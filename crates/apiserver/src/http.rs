@@ -21,9 +21,14 @@ use crate::request::{
 mod discovery;
 mod negotiate;
 mod path;
+mod portforward;
+mod proxy;
 mod query;
 mod render;
+mod session;
+mod spdy;
 mod streams;
+mod upgrade;
 mod watch;
 
 use negotiate::Accepted;
@@ -57,14 +62,20 @@ async fn answer(
     accept: Option<&str>,
 ) -> Result<HttpResponse, ApiError> {
     let user = api.authenticator.user(parts)?;
-    let user = impersonate(user, &parts.headers, &api.authorizer)?;
     let path = parts.uri.path().to_owned();
     let target = path::parse(&path);
+    let query = Query::new(parts.uri.query().unwrap_or(""));
+    let method = parts.method.as_str().to_ascii_lowercase();
+    let ask = match &target {
+        Target::Resource(path) => {
+            path.attributes(verb_of(&parts.method, path, &query).unwrap_or(&method))
+        }
+        _ => Attributes { verb: &method, path: &path, ..Attributes::default() },
+    };
+    let user = impersonate(user, &parts.headers, &api.authorizer, &ask)?;
     if let Target::Resource(path) = target {
         return resource(api, ctx, parts, body, user, path, accept).await;
     }
-    let verb = parts.method.as_str().to_ascii_lowercase();
-    let ask = Attributes { verb: &verb, path: &path, ..Attributes::default() };
     api.authorizer.check(&user, &ask)?;
     match &target {
         Target::Groups { .. } | Target::Group(_) | Target::Version { .. } => {
@@ -89,16 +100,7 @@ async fn resource(
     let method = parts.method.clone();
     let Some(row) = found else {
         let verb = verb_of(&method, &path, &query).unwrap_or("");
-        let ask = Attributes {
-            verb,
-            group: &path.group,
-            resource: &path.resource,
-            subresource: &path.subresource,
-            namespace: &path.namespace,
-            name: &path.name,
-            path: "",
-        };
-        api.authorizer.check(&user, &ask)?;
+        api.authorizer.check(&user, &path.attributes(verb))?;
         return Err(ApiError::NoSuchPath);
     };
     let mut request = Request {
@@ -114,14 +116,40 @@ async fn resource(
         return streams::answer(api, ctx, parts, body, request, &path, &query).await;
     }
     let verb = verb_of(&method, &path, &query).ok_or(ApiError::MethodNotAllowed)?;
+    let began = api.clock.monotonic();
+    let answer = perform(api, ctx, parts, body, &mut request, verb, &query, accept).await;
+    let code = answer.as_ref().map_or_else(|error| error.status().0, |r| r.status().as_u16());
+    let took = api.clock.monotonic().saturating_sub(began);
+    api.metrics.answered(&request, verb, code, took);
+    answer
+}
+
+/// Authorizes and runs a request for a resource.
+#[allow(clippy::too_many_arguments)] // what an HTTP request consists of
+async fn perform(
+    api: &Arc<Api>,
+    ctx: &daemon::Context,
+    parts: &Parts,
+    body: HttpBody,
+    request: &mut Request,
+    verb: &'static str,
+    query: &Query,
+    accept: Option<&str>,
+) -> Result<HttpResponse, ApiError> {
     let ask = Attributes { verb, ..request.attributes() };
     api.authorizer.check(&request.user, &ask)?;
     let accepted = negotiate::accept(accept)?;
-    request.action = action(verb, parts, body, &query, &request).await?;
-    let outcome = api.run(request.clone()).await?;
+    request.action = action(verb, parts, body, query, request).await?;
     let deprecated = Some(request.resource.deprecation.to_string());
-    let deprecated = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
-    finish(api, ctx, &request, outcome, accepted, &query, deprecated)
+    let deprecated: Vec<String> = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
+    match api.run(request.clone()).await {
+        Ok(outcome) => finish(api, ctx, request, outcome, accepted, query, deprecated),
+        Err(error) => {
+            let mut response = render::error(&error, accept);
+            render::warn(&mut response, &deprecated);
+            Ok(response)
+        }
+    }
 }
 
 fn finish(
@@ -146,7 +174,6 @@ fn verb_of(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'stat
     let one = !path.name.is_empty();
     Some(match *method {
         Method::GET if path.watch => "watch",
-        Method::GET if one && (path.subresource.is_empty() && query.flag("watch")) => "watch",
         Method::GET if one => "get",
         Method::GET if query.flag("watch") => "watch",
         Method::GET => "list",
@@ -265,7 +292,7 @@ fn write_options(parts: &Parts, query: &Query) -> Result<WriteOptions, ApiError>
         "Ignore" => FieldValidation::Ignore,
         "Strict" => FieldValidation::Strict,
         other => {
-            errors.not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
+            errors.not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
             FieldValidation::Warn
         }
     };

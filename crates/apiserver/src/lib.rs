@@ -27,6 +27,7 @@ mod grpc;
 mod hooks;
 mod http;
 mod layers;
+mod metrics;
 mod nodes;
 mod registry;
 mod request;
@@ -113,6 +114,7 @@ pub async fn open(
         etcd,
         clock: ctx.clock.clone(),
         leases: registry::commit::Leases::default(),
+        metrics: metrics::Metrics::new(&ctx.metrics),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);
@@ -122,10 +124,11 @@ pub async fn open(
         .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
         .build_v1()?;
     let (reporter, health) = tonic_health::server::health_reporter();
+    let node = wire::apiserver::node_server::NodeServer::new(service.clone());
     let objects = wire::apiserver::objects_server::ObjectsServer::new(service);
     reporter.set_serving::<wire::apiserver::objects_server::ObjectsServer<grpc::Service>>().await;
-    let routes =
-        tonic::service::Routes::new(objects).add_service(reflection).add_service(health).prepare();
+    let routes = tonic::service::Routes::new(objects).add_service(node);
+    let routes = routes.add_service(reflection).add_service(health).prepare();
     Ok(Server { api, ctx: ctx.clone(), routes })
 }
 

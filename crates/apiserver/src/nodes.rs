@@ -10,7 +10,12 @@ use daemon::tls::ClientTls;
 use parking_lot::Mutex;
 use wire::apiserver::node_client::NodeClient;
 
+use crate::registry::Api;
+use crate::request::Request;
 use crate::storage::cache::Cache;
+
+/// A client of one agent.
+pub(crate) type Agent = NodeClient<Channel>;
 
 /// Agents whose connection is kept.
 const CHANNELS_MAX: usize = 4096;
@@ -47,7 +52,7 @@ impl Nodes {
     ///
     /// # Errors
     /// 404 for a node that is not there, 500 for one that says no address.
-    pub(crate) fn client(&self, node: &str) -> Result<NodeClient<Channel>, ApiError> {
+    pub(crate) fn client(&self, node: &str) -> Result<Agent, ApiError> {
         let channel = match self.local.lock().get(node).cloned() {
             Some(channel) => channel,
             None => self.remote(node)?,
@@ -82,6 +87,63 @@ impl Nodes {
         }
         remote.insert(url, channel.clone());
         Ok(channel)
+    }
+}
+
+/// Where a container runs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) node: String,
+    pub(crate) uid: String,
+    /// Empty where only the pod was asked for.
+    pub(crate) container: String,
+}
+
+impl Api {
+    /// Where a pod's container runs: the one named, or the only one where the name is empty; with none asked for, where
+    /// the pod itself is.
+    ///
+    /// # Errors
+    /// 404 without the pod, 400 without the container or before the pod has a node.
+    pub(crate) async fn place(
+        &self,
+        request: &Request,
+        container: Option<&str>,
+    ) -> Result<Place, ApiError> {
+        let found = self.find(&request.resource, &request.namespace, &request.name).await?;
+        let pod = found.ok_or_else(|| request.not_found())?.parse();
+        let container = match container {
+            Some(wanted) => container_of(&pod, &request.name, wanted)?,
+            None => String::new(),
+        };
+        let node = pod.str_at(&["spec", "nodeName"]).unwrap_or("").to_owned();
+        if node.is_empty() {
+            return Err(ApiError::BadRequest(format!(
+                "pod {} does not have a host assigned",
+                request.name
+            )));
+        }
+        Ok(Place { node, uid: api::meta::uid(&pod).to_owned(), container })
+    }
+}
+
+fn container_of(pod: &Value, pod_name: &str, wanted: &str) -> Result<String, ApiError> {
+    let names: Vec<&str> = ["containers", "initContainers", "ephemeralContainers"]
+        .iter()
+        .flat_map(|list| pod.at(&["spec", list]).map(Value::items).unwrap_or_default())
+        .filter_map(|c| c.str_at(&["name"]))
+        .collect();
+    let main = pod.at(&["spec", "containers"]).map(Value::items).unwrap_or_default();
+    match (wanted, main) {
+        ("", [only]) => Ok(only.str_at(&["name"]).unwrap_or("").to_owned()),
+        ("", _) => Err(ApiError::BadRequest(format!(
+            "a container name must be specified for pod {pod_name}, choose one of: [{}]",
+            names.join(" ")
+        ))),
+        (name, _) if names.contains(&name) => Ok(name.to_owned()),
+        (name, _) => {
+            Err(ApiError::BadRequest(format!("container {name} is not valid for pod {pod_name}")))
+        }
     }
 }
 

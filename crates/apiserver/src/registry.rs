@@ -44,6 +44,7 @@ pub(crate) struct Api {
     pub(crate) nodes: Nodes,
     pub(crate) clock: Clock,
     pub(crate) leases: commit::Leases,
+    pub(crate) metrics: crate::metrics::Metrics,
 }
 
 /// The store's failure as the client hears of it.

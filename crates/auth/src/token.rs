@@ -233,6 +233,15 @@ impl Signer {
     }
 }
 
+impl TokenError {
+    /// Whether the token was good once.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        let expired = jsonwebtoken::errors::ErrorKind::ExpiredSignature;
+        matches!(self, Self::Invalid(error) if *error.kind() == expired)
+    }
+}
+
 trait IntoError {
     fn into_error(self) -> TokenError;
 }

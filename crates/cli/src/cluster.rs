@@ -13,15 +13,23 @@ use auth::pki::Subject;
 use daemon::{Backoff, Channel, Context};
 
 use crate::address;
+use crate::board::Board;
 use crate::kubeconfig;
 use crate::layout::Layout;
 use crate::up::Args;
 
+/// The one part that takes a while until it does its work.
+const AGENT: &str = "node agent";
 const RESTART_FIRST: Duration = Duration::from_millis(200);
 const RESTART_MOST: Duration = Duration::from_secs(30);
 
 /// Runs the cluster until shutdown.
-pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    args: &Args,
+    layout: &Layout,
+    board: &Board,
+    ctx: Context,
+) -> anyhow::Result<()> {
     let pki = Cluster::open(&layout.pki(), ctx.clock.now().as_second())?;
     pki.components()?;
     let want_node = !args.no_node && !args.api_only;
@@ -36,7 +44,10 @@ pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::R
     pki.pair("apiserver", &Subject::client("kube-apiserver", None).serving(hosts), true)?;
     let config = api_config(args, layout, own.map(|a| a.to_string()));
     let listener = daemon::serve::bind(&config.listen, true).await?;
+    board.starting("store");
     let store = store(args, layout, &ctx).await?;
+    board.running("store");
+    board.starting("API server");
     let agents = LocalAgents::default();
     let server = apiserver::open(&config, store, &agents, &ctx).await?;
     ctx.tasks.part("API server", {
@@ -51,11 +62,12 @@ pub(crate) async fn run(args: &Args, layout: &Layout, ctx: Context) -> anyhow::R
     };
     let url = format!("https://{host}:{}", args.api_listen.port());
     kubeconfig::write(&layout.kubeconfig(), &url, pki.ca(), &admin)?;
+    board.running("API server");
     if !args.api_only {
-        control_plane(args, pki.ca(), &server, &ctx);
+        control_plane(args, pki.ca(), &server, board, &ctx);
     }
     if want_node {
-        node(args, layout, &server, &agents, own, &ctx).await?;
+        node(args, layout, &server, &agents, own, board, &ctx).await?;
     }
     tracing::info!(url, kubeconfig = %layout.kubeconfig().display(), "cluster started");
     ctx.shutdown.cancelled().await;
@@ -114,17 +126,17 @@ async fn store(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Result<Ch
 }
 
 /// Scheduler and controllers, each its own user, each started again if it ends.
-fn control_plane(args: &Args, ca: &str, server: &Server, ctx: &Context) {
+fn control_plane(args: &Args, ca: &str, server: &Server, board: &Board, ctx: &Context) {
     let user = |name: &str| User::authenticated(name, &[]);
     let channel = server.channel(user("system:kube-scheduler"));
-    supervise("scheduler", ctx, move |inner| {
+    supervise("scheduler", board, ctx, move |inner| {
         let config = scheduler::Config { leader_elect: false, ..scheduler::Config::default() };
         let channel = channel.clone();
         async move { scheduler::start(&config, channel, inner).await }
     });
     let channel = server.channel(user("system:kube-controller-manager"));
     let (ca, pod_cidr) = (ca.to_owned(), args.pod_cidr.clone());
-    supervise("controller-manager", ctx, move |inner| {
+    supervise("controller-manager", board, ctx, move |inner| {
         let config = controller_manager::Config {
             pod_cidr: pod_cidr.clone(),
             leader_elect: false,
@@ -146,7 +158,7 @@ async fn lone_address(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Re
     Ok(address)
 }
 
-/// Writes down what was done to the machine's network, for `down --purge` to undo.
+/// Writes down what was done to the machine, for `down --purge` to undo.
 fn remember(layout: &Layout, what: &str, value: &str) -> anyhow::Result<()> {
     let dir = layout.node().join("network");
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -175,12 +187,15 @@ async fn node(
     server: &Server,
     agents: &LocalAgents,
     own: Option<Ipv4Addr>,
+    board: &Board,
     ctx: &Context,
 ) -> anyhow::Result<()> {
     let name = args.node_name.clone().unwrap_or_else(address::node_name);
     let dns_address = service_address(args, DNS_OFFSET)?;
     remember(layout, "services", &args.service_cidr)?;
     remember(layout, "dns", &dns_address.to_string())?;
+    let containerd = args.containerd_address.as_deref().map(path_text).unwrap_or_default();
+    remember(layout, "containerd", &containerd)?;
     // Before the DNS server, which binds to it.
     proxy::routes::own_address(dns_address, ctx).await?;
     let node_ip = own.map(|a| a.to_string()).unwrap_or_default();
@@ -193,7 +208,7 @@ async fn node(
         dns_address: dns_address.to_string(),
         ..proxy::Config::default()
     };
-    supervise("proxy", ctx, move |inner| {
+    supervise("proxy", board, ctx, move |inner| {
         let (config, channel) = (config.clone(), channel.clone());
         async move { proxy::start(&config, channel, inner).await }
     });
@@ -201,7 +216,7 @@ async fn node(
     let user = User::authenticated("system:serviceaccount:kube-system:dns", &account);
     let channel = server.channel(user);
     let config = dns::Config { listen: format!("{dns_address}:53"), ..dns::Config::default() };
-    supervise("DNS", ctx, move |inner| {
+    supervise("DNS", board, ctx, move |inner| {
         let (config, channel) = (config.clone(), channel.clone());
         async move { dns::start(&config, channel, inner).await }
     });
@@ -210,20 +225,23 @@ async fn node(
         node_ip,
         cluster_dns: dns_address.to_string(),
         data_dir: layout.node(),
+        cgroup_root: layout.cgroup_root(),
         images_dir: images_dir(),
-        containerd_address: args.containerd_address.as_deref().map(path_text).unwrap_or_default(),
+        containerd_address: containerd,
         ..node_agent::Config::default()
     };
     let user = format!("system:node:{name}");
     let channel = server.channel(User::authenticated(&user, &["system:nodes"]));
-    let agents = agents.clone();
-    supervise("node agent", ctx, move |inner| {
+    let (agents, agents_board) = (agents.clone(), board.clone());
+    supervise(AGENT, board, ctx, move |inner| {
         let (config, channel) = (config.clone(), channel.clone());
-        let (agents, name) = (agents.clone(), name.clone());
+        let (agents, name, board) = (agents.clone(), name.clone(), agents_board.clone());
         async move {
+            board.starting(AGENT);
             let service = node_agent::start(&config, channel, &inner).await?;
             let routes = tonic::service::Routes::new(service).prepare();
             agents.insert(&name, daemon::channel::in_memory(routes, ()));
+            board.running(AGENT);
             inner.shutdown.cancelled().await;
             Ok(())
         }
@@ -243,16 +261,17 @@ fn images_dir() -> String {
 }
 
 /// Runs a daemon in this process, and again with backoff whenever it ends before we do.
-fn supervise<F, R>(name: &'static str, ctx: &Context, run: F)
+fn supervise<F, R>(name: &'static str, board: &Board, ctx: &Context, run: F)
 where
     F: Fn(Context) -> R + Send + Sync + 'static,
     R: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let (outer, run) = (ctx.clone(), Arc::new(run));
+    let (outer, board, run) = (ctx.clone(), board.clone(), Arc::new(run));
     ctx.tasks.part(name, async move {
         let mut backoff = Backoff::new(RESTART_FIRST, RESTART_MOST);
         loop {
             let inner = outer.child();
+            board.running(name);
             // In a task of its own, so that a panic ends the daemon and not the cluster.
             let running = inner.tasks.job(run(inner.clone()));
             let ended = tokio::select! {
@@ -265,6 +284,7 @@ where
                 return Ok(());
             }
             let error = ended.and(joined).err().map(|e| format!("{e:#}")).unwrap_or_default();
+            board.ended(name, &error);
             tracing::error!(daemon = name, error, "daemon ended, starting it again");
             tokio::select! {
                 () = outer.shutdown.cancelled() => return Ok(()),
@@ -278,8 +298,14 @@ where
 pub(crate) fn purge(layout: &Layout) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if layout.node().exists() {
-        let config =
-            node_agent::Config { data_dir: layout.node(), ..node_agent::Config::default() };
+        let containerd = std::fs::read_to_string(layout.node().join("network/containerd"));
+        let config = node_agent::Config {
+            data_dir: layout.node(),
+            // Not there when the cluster never came as far as a node.
+            containerd_address: containerd.unwrap_or_default(),
+            cgroup_root: layout.cgroup_root(),
+            ..node_agent::Config::default()
+        };
         proxy::nft::cleanup().context("remove packet rules")?;
         let ctx = Context::new(tokio_util::sync::CancellationToken::new());
         runtime.block_on(undo(layout, &ctx)).context("remove routes and addresses")?;

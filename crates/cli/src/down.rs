@@ -26,7 +26,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     let layout = Layout::new(args.data_dir.as_deref());
     match layout.running() {
-        None => println!("No cluster runs from {}.", layout.dir().display()),
+        None => crate::say!("No cluster runs from {}.", layout.dir().display()),
         Some(pid) => {
             kill(pid, Signal::SIGTERM).with_context(|| format!("stop process {pid}"))?;
             let steps = STOP_TIMEOUT.as_millis() / 50;
@@ -37,12 +37,12 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
             if !gone {
                 bail!("process {pid} has not ended after {STOP_TIMEOUT:?}");
             }
-            println!("Stopped the cluster (process {pid}).");
+            crate::say!("Stopped the cluster (process {pid}).");
         }
     }
     if args.purge {
         crate::cluster::purge(&layout)?;
-        println!("Removed {}.", layout.dir().display());
+        crate::say!("Removed {}.", layout.dir().display());
     }
     Ok(())
 }

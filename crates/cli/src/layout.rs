@@ -40,6 +40,17 @@ impl Layout {
         self.0.join("node")
     }
 
+    /// The cgroup of this cluster's pods: Kubernetes' own name in the usual directory, else one per directory, so that
+    /// clusters side by side keep out of each other's way.
+    pub(crate) fn cgroup_root(&self) -> String {
+        const USUAL: &str = "/var/lib/ironclad";
+        let name = self.0.display().to_string();
+        if name == USUAL {
+            return "kubepods".to_owned();
+        }
+        format!("kubepods-{}", name.trim_matches('/').replace('/', "-"))
+    }
+
     /// The kubeconfig of the cluster's administrator.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.0.join("admin.kubeconfig")

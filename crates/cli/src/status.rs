@@ -7,8 +7,13 @@ use client::Client;
 use client::transport::Scope;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+use wire::apiserver::StatsRequest;
+use wire::apiserver::node_client::NodeClient;
+
+use crate::board::{NodeLine, PodLine, nodes_line, pods_line, restarts_line};
 use crate::kubeconfig;
 use crate::layout::Layout;
+use crate::target::channel;
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
@@ -22,42 +27,28 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     let layout = Layout::new(args.data_dir.as_deref());
     let Some(pid) = layout.running() else {
-        println!("No cluster runs from {}. Start one: ironclad up", layout.dir().display());
+        crate::say!("No cluster runs from {}. Start one: ironclad up", layout.dir().display());
         return Ok(());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (server, _) = kubeconfig::read(&layout.kubeconfig())?;
-        let client = connect(&layout)?;
+        let client = Client::new(channel(&layout)?, "ironclad");
         let (nodes, _) = client.list::<Node>(&Scope::default()).await?;
         let (pods, _) = client.list::<Pod>(&Scope::default()).await?;
-        println!("process     {pid}");
-        println!("data        {}", layout.dir().display());
-        println!("API         {server}");
-        println!("kubeconfig  {}", layout.kubeconfig().display());
-        for node in &nodes {
-            let ready = if is_ready(node) { "Ready" } else { "NotReady" };
-            println!("node        {} {ready}", node.metadata.name.as_deref().unwrap_or_default());
+        crate::say!("process     {pid}");
+        crate::say!("data        {}", layout.dir().display());
+        crate::say!("API         {server}");
+        crate::say!("kubeconfig  {}", layout.kubeconfig().display());
+        let nodes: Vec<NodeLine> = nodes.iter().map(NodeLine::from).collect();
+        let pods: Vec<PodLine> = pods.iter().map(PodLine::from).collect();
+        crate::say!("{}", nodes_line(&nodes));
+        crate::say!("{}", pods_line(&pods));
+        if let Some(restarted) = restarts_line(&pods) {
+            crate::say!("{restarted}");
         }
-        let running = pods
-            .iter()
-            .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
-        println!("pods        {} of {} running", running.count(), pods.len());
         Ok(())
     })
-}
-
-/// A client for the cluster of a data directory, as its administrator.
-pub(crate) fn connect(layout: &Layout) -> anyhow::Result<Client> {
-    daemon::tls::install_provider();
-    let (server, tls) = kubeconfig::read(&layout.kubeconfig())?;
-    let channel = daemon::channel::connect(&server, Some(&tls))?;
-    Ok(Client::new(channel, "ironclad"))
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Returns once the API answers and, if wanted, a node is ready; tells what it waits for.
@@ -71,7 +62,7 @@ pub(crate) async fn wait(layout: &Layout, want_node: bool) -> anyhow::Result<()>
             Err(_) => "the API server",
         };
         if waiting != told {
-            println!("waiting for {waiting} …");
+            crate::say!("waiting for {waiting} …");
             told = waiting;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -83,7 +74,17 @@ async fn probe(layout: &Layout, want_node: bool) -> anyhow::Result<Option<&'stat
     if layout.running().is_none() {
         return Ok(Some("the process"));
     }
-    let client = connect(layout)?;
+    let channel = channel(layout)?;
+    let client = Client::new(channel.clone(), "ironclad");
     let (nodes, _) = client.list::<Node>(&Scope::default()).await?;
-    Ok((want_node && !nodes.iter().any(is_ready)).then_some("the node"))
+    if !want_node {
+        return Ok(None);
+    }
+    let Some(node) = nodes.iter().map(NodeLine::from).find(|node| node.ready) else {
+        return Ok(Some("the node"));
+    };
+    // It may only have been ready when the cluster was stopped: an agent that answers is there.
+    let ask = StatsRequest { page: "resource".to_owned(), node: node.name };
+    let answered = NodeClient::new(channel).stats(ask).await.is_ok();
+    Ok((!answered).then_some("the node"))
 }

@@ -1,5 +1,6 @@
 //! `ironclad up`: all daemons in one process, and the wait until the node is ready.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use daemon::Context;
 use daemon::telemetry::{Format, Log};
 use tokio_util::sync::CancellationToken;
 
+use crate::board::Board;
 use crate::cluster;
 use crate::layout::Layout;
 use crate::status;
@@ -79,7 +81,10 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
 }
 
 fn run(args: &Args, layout: &Layout) -> anyhow::Result<()> {
-    daemon::telemetry::start(&Log { filter: args.log.clone(), format: Format::Text })?;
+    // What is drawn on a terminal and what is logged would be drawn over each other.
+    let drawn = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+    let file = if drawn { layout.log().display().to_string() } else { String::new() };
+    daemon::telemetry::start(&Log { filter: args.log.clone(), format: Format::Text, file })?;
     daemon::tls::install_provider();
     std::fs::write(layout.pid(), format!("{}\n", std::process::id()))
         .with_context(|| format!("write {}", layout.pid().display()))?;
@@ -93,7 +98,10 @@ fn run(args: &Args, layout: &Layout) -> anyhow::Result<()> {
                 () = stop.cancelled() => {}
             }
         });
-        cluster::run(args, layout, ctx).await
+        let board = Board::new(&ctx.clock);
+        let wants_node = !args.no_node && !args.api_only;
+        ctx.tasks.job(board.clone().show(layout.clone(), wants_node, ctx.child()));
+        cluster::run(args, layout, &board, ctx).await
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     // Gone already if `down --purge` was quicker.

@@ -290,11 +290,17 @@ pub struct Scope {
     pub fields: String,
     /// Dotted paths of the fields wanted; empty for all.
     pub projection: Vec<String>,
+    /// The cells of a table as well.
+    pub cells: bool,
 }
 
 impl Scope {
     fn projection(&self) -> Option<pb::Projection> {
-        Some(pb::Projection { managed_fields: false, fields: self.projection.clone() })
+        Some(pb::Projection {
+            managed_fields: false,
+            fields: self.projection.clone(),
+            cells: self.cells,
+        })
     }
 }
 
@@ -353,6 +359,16 @@ impl Client {
     pub async fn get_raw(&self, kind: &Kind, namespace: &str, name: &str) -> Result<pb::Object> {
         let key = kind.key(namespace, name);
         let request = pb::GetRequest { key, ..Default::default() };
+        call!(self, get, timed(request))
+    }
+
+    /// Reads those parts of one object that `scope` names; its selectors are not looked at.
+    ///
+    /// # Errors
+    /// `NotFound`, and whatever else the server says.
+    pub async fn get_part(&self, kind: &Kind, name: &str, scope: &Scope) -> Result<pb::Object> {
+        let key = kind.key(&scope.namespace, name);
+        let request = pb::GetRequest { key, projection: scope.projection(), ..Default::default() };
         call!(self, get, timed(request))
     }
 

@@ -1,9 +1,12 @@
 //! The controllers, one module each.
 
+pub mod aggregation;
 pub mod deployment;
 pub mod endpoints;
 pub mod garbage;
 pub mod namespace;
 pub mod nodes;
+pub mod protection;
+pub mod quota;
 pub mod replicaset;
 pub mod serviceaccount;

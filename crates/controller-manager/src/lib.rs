@@ -13,9 +13,11 @@ use daemon::{Channel, Context};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use tokio_util::sync::CancellationToken;
 
 mod config;
@@ -24,9 +26,11 @@ pub mod pods;
 
 pub use config::Config;
 
+use controllers::aggregation::RoleAggregation;
 use controllers::deployment::Deployments;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
 use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
+use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::ReplicaSets;
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
 
@@ -88,6 +92,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                     cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 )
             ),*,
+                controllers::quota::run(client.clone(), cache.clone(), leading.clone()),
                 controllers::garbage::run(client.clone(), inner.clone(), leading.clone()),
                 controllers::namespace::run(client.clone(), cache.clone(), inner.clone(), leading.clone()),
             )
@@ -103,6 +108,9 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         NodeRanges,
         NodeLifecycle,
         PodEviction,
+        ClaimProtection,
+        VolumeProtection,
+        RoleAggregation,
     );
 }
 
@@ -132,7 +140,8 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
                 .index("owner", owner_uids)
                 .index("namespace", namespace_of)
                 .index("orphans", orphans)
-                .index("node", node),
+                .index("node", node)
+                .index("claim", claims_of),
         )
         .kind::<Service>(Select::all().index("namespace", namespace_of))
         .kind::<EndpointSlice>(Select::all().index("service", service))
@@ -141,6 +150,10 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<ServiceAccount>(Select::all())
         .kind::<ConfigMap>(Select::all().fields("metadata.name=kube-root-ca.crt"))
         .kind::<Node>(Select::all())
+        .kind::<PersistentVolumeClaim>(Select::all())
+        .kind::<PersistentVolume>(Select::all())
+        .kind::<ClusterRole>(Select::all())
+        .kind::<ResourceQuota>(Select::all())
         .kind::<Lease>(Select::all().namespace("kube-node-lease"))
         .start(ctx)
 }

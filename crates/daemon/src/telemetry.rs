@@ -1,9 +1,11 @@
-//! Logs: `tracing` to standard error, as text or JSON.
+//! Logs: `tracing` to standard error or a file, as text or JSON.
 
 use std::io::IsTerminal as _;
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -15,6 +17,8 @@ pub struct Log {
     pub filter: String,
     /// `text` or `json`.
     pub format: Format,
+    /// The file it is appended to; empty for standard error.
+    pub file: String,
 }
 
 /// The form of a log line.
@@ -29,21 +33,27 @@ pub enum Format {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "info".into(), format: Format::Text }
+        Self { filter: "info".into(), format: Format::Text, file: String::new() }
     }
 }
 
 /// Starts logging for the whole process; the first call counts.
 ///
 /// # Errors
-/// When the filter cannot be parsed.
+/// When the filter cannot be parsed, or the file not be written.
 pub fn start(log: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|error| anyhow::anyhow!("log.filter {:?}: {error}", log.filter))?;
-    // Colours are for eyes: a log in a file is searched by its words.
-    let layer = tracing_subscriber::fmt::layer()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+    let writer = match log.file.as_str() {
+        "" => BoxMakeWriter::new(std::io::stderr),
+        path => {
+            let mut options = std::fs::OpenOptions::new();
+            let file = options.create(true).append(true).open(path);
+            BoxMakeWriter::new(file.with_context(|| format!("log.file {path:?}"))?)
+        }
+    };
+    let colours = log.file.is_empty() && std::io::stderr().is_terminal();
+    let layer = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
     // A second daemon in the same process finds the subscriber set, which is what we want.
     let _already_set = match log.format {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 const A: u16 = 1;
 const TIMEOUT: Duration = Duration::from_secs(5);
+const TRIES: usize = 4;
 
 /// What the header of an answer says, and the IPv4 addresses found in it.
 #[derive(Debug, PartialEq)]
@@ -68,10 +69,15 @@ fn by_udp(server: SocketAddr, name: &str, kind: u16) -> Said {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let asked = question(name, kind);
-    socket.send_to(&asked, server).unwrap();
     let mut buffer = [0; 2000];
-    let length = socket.recv(&mut buffer).unwrap();
-    read(&buffer[..length], &asked)
+    // Packets may be lost on a busy machine, and a resolver asks again.
+    for _ in 0..TRIES {
+        socket.send_to(&asked, server).unwrap();
+        if let Ok(length) = socket.recv(&mut buffer) {
+            return read(&buffer[..length], &asked);
+        }
+    }
+    panic!("{name}: no answer");
 }
 
 fn by_tcp(server: SocketAddr, name: &str, kind: u16) -> Said {

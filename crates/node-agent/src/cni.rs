@@ -33,6 +33,17 @@ pub fn config(ranges: &[String], state: &Path, host_ports: bool) -> String {
     json!({"cniVersion": "1.0.0", "name": "ironclad", "plugins": plugins}).to_string()
 }
 
+/// Removes the configuration that [`write`] wrote.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(dir.join(NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the configuration to `dir` unless it is there already.
 ///
 /// # Errors

@@ -206,7 +206,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             let removed = match self.start().await {
                 Ok(channel) => {
                     let runtime = crate::runtime::Runtime::new(channel);
-                    runtime.remove_everything().await.map_err(anyhow::Error::from)
+                    runtime.remove_everything(Path::new("")).await.map_err(anyhow::Error::from)
                 }
                 Err(error) => Err(error),
             };

@@ -5,11 +5,15 @@
 //! the image that needs them exists; unpacking is left to the first container that uses the image.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use containerd_client::services::v1 as pb;
 use containerd_client::types::Descriptor;
 use serde_json::{Value, json};
@@ -21,7 +25,7 @@ use tonic::{Code, Request};
 pub const NAMESPACE: &str = "k8s.io";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 1 << 20;
-const METADATA_BYTES_MAX: usize = 4 << 20;
+const METADATA_BYTES_MAX: u64 = 4 << 20;
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -38,7 +42,7 @@ pub const DEMO_IMAGE: &str = concat!("docker.io/ironclad/demo:", env!("CARGO_PKG
 #[derive(Debug, Default)]
 pub struct Archive {
     /// Blobs by digest (`sha256:…`).
-    pub blobs: BTreeMap<String, Vec<u8>>,
+    pub blobs: BTreeMap<String, Blob>,
     /// Names and the manifests or indexes they stand for.
     pub roots: Vec<(String, Root)>,
 }
@@ -52,10 +56,57 @@ pub struct Root {
     pub digest: String,
 }
 
-fn digest_of(blob: &[u8]) -> String {
+/// The bytes of a blob: in memory, or where they are in an archive, which may be larger than memory.
+#[derive(Debug, Clone)]
+pub enum Blob {
+    /// The bytes themselves.
+    Memory(Vec<u8>),
+    /// A part of a file.
+    Part(Arc<File>, Range<u64>),
+}
+
+impl Blob {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Part(_, range) => range.end - range.start,
+        }
+    }
+
+    /// At most `max` bytes from `offset` on.
+    fn piece(&self, offset: u64, max: usize) -> std::io::Result<Vec<u8>> {
+        let left = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut piece = vec![0; left.min(max)];
+        match self {
+            Self::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                piece.copy_from_slice(&bytes[start..start + left.min(max)]);
+            }
+            Self::Part(file, range) => file.read_exact_at(&mut piece, range.start + offset)?,
+        }
+        Ok(piece)
+    }
+
+    /// All of a blob that is metadata; empty for one that is too large for that.
+    fn metadata(&self) -> std::io::Result<Vec<u8>> {
+        if self.len() > METADATA_BYTES_MAX { Ok(Vec::new()) } else { self.piece(0, usize::MAX) }
+    }
+
+    fn digest(&self) -> std::io::Result<String> {
+        let (mut hash, mut offset) = (Sha256::new(), 0);
+        while offset < self.len() {
+            let piece = self.piece(offset, CHUNK_BYTES)?;
+            offset += piece.len() as u64;
+            hash.update(piece);
+        }
+        Ok(digest_text(&hash.finalize()))
+    }
+}
+
+fn digest_text(hash: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from("sha256:");
-    for byte in Sha256::digest(blob) {
+    for byte in hash {
         // Writing to a String cannot fail.
         let _infallible = write!(text, "{byte:02x}");
     }
@@ -75,7 +126,7 @@ pub fn pack(name: &str, program: &[u8], entrypoint: &str) -> anyhow::Result<Arch
         "aarch64" => "arm64",
         other => other,
     };
-    let layer_digest = digest_of(&layer);
+    let layer_digest = digest_text(&Sha256::digest(&layer));
     let config = json!({
         "architecture": architecture,
         "os": "linux",
@@ -100,7 +151,7 @@ pub fn pack(name: &str, program: &[u8], entrypoint: &str) -> anyhow::Result<Arch
 
 fn manifest(archive: &Archive, config: &str, layers: &[(String, &str)]) -> Value {
     let describe = |digest: &str, media_type: &str| {
-        let size = archive.blobs.get(digest).map_or(0, Vec::len);
+        let size = archive.blobs.get(digest).map_or(0, Blob::len);
         json!({"mediaType": media_type, "digest": digest, "size": size})
     };
     json!({
@@ -161,45 +212,51 @@ pub fn full_name(name: &str) -> String {
 
 impl Archive {
     fn add(&mut self, blob: Vec<u8>) -> String {
-        let digest = digest_of(&blob);
-        self.blobs.insert(digest.clone(), blob);
+        let digest = digest_text(&Sha256::digest(&blob));
+        self.blobs.insert(digest.clone(), Blob::Memory(blob));
         digest
     }
 
-    /// Reads an archive: an OCI layout, or what `docker save` writes.
+    /// Reads an archive: an OCI layout, or what `docker save` writes. The blobs stay in the file.
     ///
     /// # Errors
     /// When it is neither, or a blob does not have the digest it is named by.
-    pub fn read(tar: impl Read) -> anyhow::Result<Self> {
+    pub fn open(file: File) -> anyhow::Result<Self> {
+        let file = Arc::new(file);
         let (mut archive, mut files) = (Self::default(), HashMap::new());
-        for entry in tar::Archive::new(tar).entries().context("read archive")? {
-            let mut entry = entry.context("read archive")?;
+        let mut reader = file.as_ref();
+        reader.seek(SeekFrom::Start(0)).context("read archive")?;
+        for entry in tar::Archive::new(reader).entries_with_seek().context("read archive")? {
+            // What the library says of it quotes the bytes.
+            let entry = entry.map_err(|_| anyhow!("this is no tar archive, or a damaged one"))?;
             if !entry.header().entry_type().is_file() {
                 continue;
             }
             let path = entry.path().context("read archive")?.to_string_lossy().into_owned();
-            let mut body = Vec::new();
-            entry.read_to_end(&mut body).with_context(|| format!("read {path} in the archive"))?;
-            if let Some(hex) = path.strip_prefix("blobs/sha256/") {
-                let digest = archive.add(body);
-                ensure!(digest == format!("sha256:{hex}"), "archive: {path} is damaged");
-            } else {
-                files.insert(path, body);
-            }
+            let path = path.trim_start_matches("./").to_owned();
+            let start = entry.raw_file_position();
+            let blob = Blob::Part(file.clone(), start..start + entry.size());
+            files.insert(path, blob);
+        }
+        for (path, blob) in &files {
+            let Some(hex) = path.strip_prefix("blobs/sha256/") else { continue };
+            let digest = blob.digest().with_context(|| format!("read {path} in the archive"))?;
+            ensure!(digest == format!("sha256:{hex}"), "archive: {path} is damaged");
+            archive.blobs.insert(digest, blob.clone());
         }
         if files.contains_key("index.json") {
             archive.oci_roots(&files)?;
         } else if files.contains_key("manifest.json") {
-            archive.docker_roots(&mut files)?;
+            archive.docker_roots(&files)?;
         } else {
             bail!("archive: neither index.json nor manifest.json in it");
         }
         Ok(archive)
     }
 
-    fn oci_roots(&mut self, files: &HashMap<String, Vec<u8>>) -> anyhow::Result<()> {
-        let index: Value =
-            serde_json::from_slice(&files["index.json"]).context("archive: index.json")?;
+    fn oci_roots(&mut self, files: &HashMap<String, Blob>) -> anyhow::Result<()> {
+        let index: Value = serde_json::from_slice(&files["index.json"].metadata()?)
+            .context("archive: index.json")?;
         for item in index["manifests"].as_array().into_iter().flatten() {
             let names = &item["annotations"];
             let name = names[NAME_ANNOTATION].as_str().or(names[SHORT_NAME_ANNOTATION].as_str());
@@ -213,14 +270,17 @@ impl Archive {
         Ok(())
     }
 
-    fn docker_roots(&mut self, files: &mut HashMap<String, Vec<u8>>) -> anyhow::Result<()> {
-        let items: Value =
-            serde_json::from_slice(&files["manifest.json"]).context("archive: manifest.json")?;
+    fn docker_roots(&mut self, files: &HashMap<String, Blob>) -> anyhow::Result<()> {
+        let items: Value = serde_json::from_slice(&files["manifest.json"].metadata()?)
+            .context("archive: manifest.json")?;
         for item in items.as_array().into_iter().flatten() {
-            let mut take = |path: &Value| {
+            let mut take = |path: &Value| -> anyhow::Result<String> {
                 let path = path.as_str().unwrap_or_default();
-                let body = files.get(path).cloned();
-                body.with_context(|| format!("archive: {path} is missing")).map(|b| self.add(b))
+                let missing = || format!("archive: {path} is missing");
+                let blob = files.get(path).with_context(missing)?;
+                let digest = blob.digest().with_context(|| format!("read {path}"))?;
+                self.blobs.insert(digest.clone(), blob.clone());
+                Ok(digest)
             };
             let config = take(&item["Config"])?;
             let layers = item["Layers"].as_array().into_iter().flatten();
@@ -251,7 +311,7 @@ impl Archive {
                 json!({
                     "mediaType": root.media_type,
                     "digest": root.digest,
-                    "size": self.blobs.get(&root.digest).map_or(0, Vec::len),
+                    "size": self.blobs.get(&root.digest).map_or(0, Blob::len),
                     "annotations": {(NAME_ANNOTATION): name},
                 })
             })
@@ -262,9 +322,10 @@ impl Archive {
             ("oci-layout".to_owned(), layout.to_string().into_bytes()),
             ("index.json".to_owned(), index.to_string().into_bytes()),
         ];
-        files.extend(self.blobs.iter().map(|(digest, blob)| {
-            (format!("blobs/{}", digest.replacen(':', "/", 1)), blob.clone())
-        }));
+        for (digest, blob) in &self.blobs {
+            let path = format!("blobs/{}", digest.replacen(':', "/", 1));
+            files.push((path, blob.piece(0, usize::MAX)?));
+        }
         let mut tar = tar::Builder::new(out);
         for (path, body) in files {
             let mut header = tar::Header::new_gnu();
@@ -278,12 +339,9 @@ impl Archive {
 
     /// What a blob refers to, as containerd's collector wants it labelled.
     fn labels(&self, digest: &str) -> HashMap<String, String> {
-        let blob = self.blobs.get(digest).map(Vec::as_slice).unwrap_or_default();
-        let parsed: Value = if blob.len() <= METADATA_BYTES_MAX && blob.starts_with(b"{") {
-            serde_json::from_slice(blob).unwrap_or(Value::Null)
-        } else {
-            Value::Null
-        };
+        // What cannot be read or parsed refers to nothing; writing it will say why.
+        let blob = self.blobs.get(digest).and_then(|b| b.metadata().ok()).unwrap_or_default();
+        let parsed: Value = serde_json::from_slice(&blob).unwrap_or(Value::Null);
         let mut labels = HashMap::new();
         let mut refer = |label: String, item: &Value| {
             if let Some(digest) = item["digest"].as_str().filter(|d| self.blobs.contains_key(*d)) {
@@ -325,8 +383,9 @@ fn namespaced<T>(message: T, lease: Option<&str>) -> Request<T> {
 pub async fn ensure_packed(channel: &Channel, name: &str, path: &Path) -> anyhow::Result<()> {
     let program =
         tokio::fs::read(path).await.with_context(|| format!("read {}", path.display()))?;
-    let entrypoint = name.rsplit('/').next().and_then(|last| last.split(':').next());
-    let archive = pack(name, &program, entrypoint.unwrap_or("program"))?;
+    let file = path.file_name().and_then(|name| name.to_str()).unwrap_or("program");
+    let entrypoint = file.strip_prefix("ironclad-").unwrap_or(file);
+    let archive = pack(name, &program, entrypoint)?;
     for (name, root) in &archive.roots {
         if present(channel, name).await?.as_deref() != Some(&root.digest) {
             import(channel, &archive).await?;
@@ -378,7 +437,7 @@ async fn write_all(channel: &Channel, archive: &Archive, lease: &str) -> anyhow:
     }
     let mut images = pb::images_client::ImagesClient::new(channel.clone());
     for (name, root) in &archive.roots {
-        let size = archive.blobs.get(&root.digest).map_or(0, Vec::len);
+        let size = archive.blobs.get(&root.digest).map_or(0, Blob::len);
         let image = pb::Image {
             name: name.clone(),
             target: Some(Descriptor {
@@ -408,31 +467,39 @@ async fn write_blob(
     digest: &str,
     lease: &str,
 ) -> anyhow::Result<()> {
-    let Some(blob) = archive.blobs.get(digest) else { return Ok(()) };
+    let Some(blob) = archive.blobs.get(digest).cloned() else { return Ok(()) };
     let total = i64::try_from(blob.len()).context("blob too large")?;
-    let reference = format!("ironclad-{digest}");
-    let mut messages: Vec<pb::WriteContentRequest> = Vec::new();
+    let (reference, expected) = (format!("ironclad-{digest}"), digest.to_owned());
+    let labels = archive.labels(digest);
+    let mut end = Some(pb::WriteContentRequest {
+        action: pb::WriteAction::Commit.into(),
+        r#ref: reference.clone(),
+        total,
+        expected: expected.clone(),
+        offset: total,
+        labels,
+        ..Default::default()
+    });
     let mut offset = 0;
-    for chunk in blob.chunks(CHUNK_BYTES) {
-        messages.push(pb::WriteContentRequest {
+    let (unread, unreadable) = std::sync::mpsc::channel();
+    // Made as they are sent: a blob may be larger than memory. One that cannot be read ends early, without its commit.
+    let messages = std::iter::from_fn(move || {
+        if offset == total {
+            return end.take();
+        }
+        let read = blob.piece(u64::try_from(offset).ok()?, CHUNK_BYTES);
+        let data = read.map_err(|error| unread.send(error)).ok()?;
+        let (start, length) = (offset, i64::try_from(data.len()).ok()?);
+        offset += length;
+        Some(pb::WriteContentRequest {
             action: pb::WriteAction::Write.into(),
             r#ref: reference.clone(),
             total,
-            expected: digest.to_owned(),
-            offset,
-            data: chunk.to_vec(),
+            expected: expected.clone(),
+            offset: start,
+            data,
             ..Default::default()
-        });
-        offset += i64::try_from(chunk.len()).context("blob too large")?;
-    }
-    messages.push(pb::WriteContentRequest {
-        action: pb::WriteAction::Commit.into(),
-        r#ref: reference,
-        total,
-        expected: digest.to_owned(),
-        offset: total,
-        labels: archive.labels(digest),
-        ..Default::default()
+        })
     });
     let mut content = pb::content_client::ContentClient::new(channel.clone());
     let write = async {
@@ -442,7 +509,7 @@ async fn write_blob(
         Ok::<_, tonic::Status>(())
     };
     match write.await {
-        Ok(()) => Ok(()),
+        Ok(()) => unreadable.try_recv().map_or(Ok(()), |error| Err(error).context("read blob")),
         Err(status) if status.code() == Code::AlreadyExists => Ok(()),
         Err(status) => Err(status).context("write blob"),
     }
@@ -461,13 +528,36 @@ mod tests {
     #[test]
     fn an_archive_survives_writing_and_reading() {
         let packed = pack("ironclad/demo:1", &fake_program(), "demo").unwrap();
-        let mut bytes = Vec::new();
-        packed.write(&mut bytes).unwrap();
-        let read = Archive::read(bytes.as_slice()).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        packed.write(&file).unwrap();
+        let read = Archive::open(file).unwrap();
         assert_eq!(read.roots, packed.roots);
-        assert_eq!(read.blobs, packed.blobs);
+        assert!(read.blobs.keys().eq(packed.blobs.keys()));
+        for (read, packed) in read.blobs.values().zip(packed.blobs.values()) {
+            assert_eq!(read.piece(0, usize::MAX).unwrap(), packed.piece(0, usize::MAX).unwrap());
+        }
         let labels = read.labels(&read.roots[0].1.digest);
         assert_eq!(labels.len(), 2, "config and one layer: {labels:?}");
+    }
+
+    #[test]
+    fn what_docker_saves_is_read() {
+        let file = tempfile::tempfile().unwrap();
+        let mut tar = tar::Builder::new(&file);
+        let manifest =
+            json!([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l/layer.tar"]}]);
+        for (path, body) in
+            [("c.json", "{}"), ("l/layer.tar", "x"), ("manifest.json", &manifest.to_string())]
+        {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(body.len() as u64);
+            tar.append_data(&mut header, path, body.as_bytes()).unwrap();
+        }
+        tar.into_inner().unwrap();
+        let read = Archive::open(file).unwrap();
+        assert_eq!(read.roots[0].0, "docker.io/library/a:1");
+        assert_eq!(read.labels(&read.roots[0].1.digest).len(), 2);
+        assert_eq!(read.blobs.len(), 3);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!   and stats for the API server.
 
 mod agent;
+mod attach;
 pub mod cgroup;
 pub mod cni;
 mod config;
@@ -116,6 +117,8 @@ pub fn private_containerd(config: &Config) -> Containerd {
 pub async fn purge(config: &Config) -> anyhow::Result<()> {
     if config.containerd_address.is_empty() {
         private_containerd(config).stop(true).await?;
+    } else {
+        leave(config).await.context("leave containerd")?;
     }
     end_pods(config).await.context("remove cgroups")?;
     containerd::unmount_below(&config.data_dir)?;
@@ -125,6 +128,27 @@ pub async fn purge(config: &Config) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Takes what is ours out of a containerd that is not: pods and the network's configuration.
+async fn leave(config: &Config) -> anyhow::Result<()> {
+    let channel = runtime::channel(Path::new(&config.containerd_address));
+    if !runtime::answers(&channel).await {
+        tracing::warn!(socket = config.containerd_address, "containerd is gone, with our pods");
+        return Ok(());
+    }
+    let runtime = Runtime::new(channel);
+    runtime.remove_everything(Path::new(&config.logs())).await?;
+    cni::remove(&cni_dir(config, &runtime).await?).context("remove the network's configuration")
+}
+
+/// Where the CNI configuration goes: where containerd reads it, unless we are told otherwise.
+async fn cni_dir(config: &Config, runtime: &Runtime) -> anyhow::Result<PathBuf> {
+    if !config.cni_conf_dir.is_empty() {
+        return Ok(PathBuf::from(&config.cni_conf_dir));
+    }
+    let (dir, _) = runtime.configured().await?;
+    Ok(PathBuf::from(if dir.is_empty() { "/etc/cni/net.d" } else { &dir }))
 }
 
 /// Removes the cgroups of our pods, and kills what is in them: a container whose shim was killed has nobody else to do
@@ -224,10 +248,16 @@ async fn runtime(config: &Config) -> anyhow::Result<(Runtime, PathBuf)> {
             tracing::warn!(path = %path.display(), image, "no such program: the image is not made");
         }
     }
-    let cni = match config.cni_conf_dir.as_str() {
-        "" if config.containerd_address.is_empty() => own.cni_dir(),
-        "" => PathBuf::from("/etc/cni/net.d"),
-        dir => PathBuf::from(dir),
-    };
-    Ok((Runtime::new(channel), cni))
+    let runtime = Runtime::new(channel.clone());
+    if config.containerd_address.is_empty() && config.cni_conf_dir.is_empty() {
+        return Ok((runtime, own.cni_dir()));
+    }
+    // A containerd of others has its own idea of a pause image, which it could not pull without a registry.
+    let (_, pause) = runtime.configured().await?;
+    let program = config.program("ironclad-pause");
+    if !pause.is_empty() && program.exists() && runtime.image(&pause).await?.is_none() {
+        images::ensure_packed(&channel, &pause, &program).await?;
+    }
+    let cni = cni_dir(config, &runtime).await?;
+    Ok((runtime, cni))
 }

@@ -41,10 +41,10 @@ const REPORT_EVERY: SignedDuration = SignedDuration::from_secs(300);
 const IMAGES_MAX: usize = 50;
 /// How many names of an image.
 const IMAGE_NAMES_MAX: usize = 5;
-/// The disk is low with a tenth of it left, as upstream has it, but a large disk is not low with as much as this.
-const EVICTION_DISK_BYTES_MAX: i64 = 10 << 30;
 /// The part of memory and disk below which pods must not go.
 const EVICTION_MEMORY_BYTES: i64 = 100 << 20;
+/// Upstream keeps a tenth of the disk free; of a large disk that is far more than a machine needs.
+const EVICTION_DISK_BYTES_MAX: i64 = 5 << 30;
 const KUBELET_VERSION: &str = "v1.36.0";
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(5);
@@ -282,10 +282,14 @@ fn resources(settings: &Settings, machine: &Machine) -> (Resources, Resources) {
         .map(|(name, value)| (name.to_owned(), Text(value)))
         .collect()
     };
-    // A tenth of the disk is kept for the machine, as upstream's eviction threshold does.
-    let disk = (machine.disk_bytes / 10 * 9).to_string();
+    let disk = (machine.disk_bytes - disk_kept(machine)).to_string();
     let memory = machine.memory_bytes.saturating_sub(EVICTION_MEMORY_BYTES).max(0);
     (list(machine.memory_bytes, kib(machine.disk_bytes)), list(memory, disk))
+}
+
+/// What of the disk is kept for the machine: with less than that free, there is disk pressure.
+fn disk_kept(machine: &Machine) -> i64 {
+    (machine.disk_bytes / 10).min(EVICTION_DISK_BYTES_MAX)
 }
 
 fn images(images: &[Image]) -> Vec<ContainerImage> {
@@ -306,7 +310,7 @@ fn conditions(
     now: Timestamp,
 ) -> Vec<NodeCondition> {
     let low_memory = machine.available_bytes < EVICTION_MEMORY_BYTES && machine.memory_bytes > 0;
-    let low_disk = machine.disk_free_bytes < (machine.disk_bytes / 10).min(EVICTION_DISK_BYTES_MAX);
+    let low_disk = machine.disk_free_bytes < disk_kept(machine);
     let trouble = &seen.health.trouble;
     let pick = |bad: bool, yes: [&str; 2], no: [&str; 2]| -> (bool, String, String) {
         let [reason, message] = if bad { yes } else { no };

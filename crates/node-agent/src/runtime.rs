@@ -412,6 +412,48 @@ impl Runtime {
         Ok((reply.exit_code, [reply.stdout, reply.stderr].concat()))
     }
 
+    /// Where the runtime serves a container's own streams: its input, or its output.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn attach(&self, id: &str, tty: bool, stdin: bool) -> Result<String> {
+        let request = cri::AttachRequest {
+            container_id: id.to_owned(),
+            stdin,
+            tty,
+            stdout: !stdin,
+            stderr: !stdin && !tty,
+        };
+        Ok(self.runtime.clone().attach(soon(request)).await?.into_inner().url)
+    }
+
+    /// How a container was made: whether it has input and a terminal, and whether its input ends with the first that
+    /// is attached.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn terminal(&self, id: &str) -> Result<(bool, bool, bool)> {
+        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let reply = self.runtime.clone().container_status(soon(request)).await?.into_inner();
+        let info = reply.info.get("info").map_or("", String::as_str);
+        let info: serde_json::Value = serde_json::from_str(info).unwrap_or_default();
+        let flag = |name: &str| info["config"][name].as_bool().unwrap_or(false);
+        Ok((flag("stdin"), flag("tty"), flag("stdin_once")))
+    }
+
+    /// The directory of CNI configurations and the sandboxes' image, as the runtime is configured.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn configured(&self) -> Result<(String, String)> {
+        let request = soon(cri::StatusRequest { verbose: true });
+        let reply = self.runtime.clone().status(request).await?.into_inner();
+        let config = reply.info.get("config").map_or("", String::as_str);
+        let config: serde_json::Value = serde_json::from_str(config).unwrap_or_default();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        Ok((text(&config["cni"]["confDir"]), text(&config["sandboxImage"])))
+    }
+
     /// The process id of a container's or sandbox's main process, on the node.
     ///
     /// # Errors
@@ -505,12 +547,16 @@ impl Runtime {
         }))
     }
 
-    /// Kills and removes every pod, for a node that is being taken apart.
+    /// Kills and removes every pod whose logs are below `logs`, for a node that is being taken apart.
     ///
     /// # Errors
     /// When the runtime fails.
-    pub async fn remove_everything(&self) -> Result<()> {
-        for pod in self.pods().await?.values() {
+    pub async fn remove_everything(&self, logs: &Path) -> Result<()> {
+        let pods = self.pods().await?;
+        let ours = |pod: &&RuntimePod| {
+            pod.containers.iter().all(|c| Path::new(&c.log_path).starts_with(logs))
+        };
+        for pod in pods.values().filter(ours) {
             for container in &pod.containers {
                 self.stop_container(&container.id, Duration::ZERO).await?;
                 self.remove_container(&container.id).await?;

@@ -24,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 use wire::apiserver as pb;
 use wire::apiserver::node_server::{Node, NodeServer};
 
+use crate::attach::Attached;
+use crate::images;
 use crate::logs::{Ask, Reader};
 use crate::pod::spec::NodeFacts;
 use crate::pod::{Container, RuntimePod, State};
@@ -311,6 +313,43 @@ async fn run_command(
     drop(send.send(last).await);
 }
 
+/// Moves input to a container and its output back, until either says that it is over.
+async fn relay(
+    mut attached: Attached,
+    mut input: Streaming<pb::ExecInput>,
+    send: &Sender<pb::ExecOutput>,
+) {
+    let mut open = true;
+    let end = loop {
+        tokio::select! {
+            message = input.message(), if open => match message {
+                Ok(Some(message)) => {
+                    let Some(next) = message.input else { continue };
+                    match attached.pass(next).await {
+                        Ok(true) => {}
+                        Ok(false) => break Ok(()),
+                        Err(error) => break Err(error),
+                    }
+                }
+                Ok(None) => open = false,
+                Err(_) => return, // the caller went away
+            },
+            output = attached.next() => match output {
+                Ok(Some(output)) => {
+                    if send.send(Ok(pb::ExecOutput { output: Some(output) })).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+        }
+    };
+    if let Err(error) = end {
+        drop(send.send(Err(Status::internal(format!("{error:#}")))).await);
+    }
+}
+
 /// Connects to a port inside the network namespace of process `pid`.
 async fn dial(pid: u32, port: u16) -> Result<tokio::net::TcpStream, Status> {
     let (told, answer) = tokio::sync::oneshot::channel();
@@ -448,41 +487,26 @@ impl Node for NodeService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 
-    /// The container's own streams belong to the runtime: output is what it logs from now on, and
-    /// input is not offered.
     async fn attach(
         &self,
         request: Request<Streaming<pb::ExecInput>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut input = request.into_inner();
         let start = exec_start(first(&mut input).await?)?;
-        if start.stdin {
-            return Err(Status::unimplemented("attaching to a container's input is not offered"));
-        }
-        let pod = self.pod(&start.namespace, &start.pod, &start.uid).await?;
-        let container = chosen(&pod, &start.pod, &start.container, false)?;
-        let ask = Ask { tail_lines: Some(0), ..Ask::default() };
-        let path = PathBuf::from(&container.log_path);
-        let reader = Reader::open(&path, ask)
-            .map_err(|e| Status::not_found(format!("failed to open the log: {e}")))?;
-        let follow = Some((pod.uid.clone(), container.id.clone()));
-        let (send, mut receive) = mpsc::channel(STREAM_MESSAGES_MAX);
-        let (out, answer) = mpsc::channel(STREAM_MESSAGES_MAX);
-        let service = self.clone();
+        let container = self.running(&start).await?;
+        let attached = Attached::start(&self.runtime, &container.id, start.stdin)
+            .await
+            .map_err(|e| Status::internal(format!("{e:#}")))?;
+        let (send, receive) = mpsc::channel(STREAM_MESSAGES_MAX);
+        let shutdown = self.ctx.shutdown.clone();
         self.ctx.tasks.job(async move {
-            if let Err(status) = send_log(service, reader, follow, &send).await {
-                drop(send.send(Err(status)).await);
+            tokio::select! {
+                () = relay(attached, input, &send) => {}
+                () = send.closed() => {}
+                () = shutdown.cancelled() => {}
             }
         });
-        self.ctx.tasks.job(async move {
-            while let Some(chunk) = receive.recv().await {
-                let told = chunk.map(|chunk: pb::LogChunk| stdout(chunk.data));
-                if out.send(told).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(answer))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 
     async fn port_forward(
@@ -524,6 +548,44 @@ impl Node for NodeService {
         };
         Ok(Response::new(pb::StatsReply { body: body.into(), content_type: kind.to_owned() }))
     }
+
+    async fn load_image(
+        &self,
+        request: Request<Streaming<pb::LoadImageInput>>,
+    ) -> Result<Response<pb::LoadImageReply>, Status> {
+        let images = load(self, request.into_inner()).await?;
+        tracing::info!(images = images.join(" "), "images loaded");
+        Ok(Response::new(pb::LoadImageReply { images }))
+    }
+}
+
+/// Receives an archive into a file, since it may be larger than memory, and imports it.
+async fn load(
+    service: &NodeService,
+    mut input: Streaming<pb::LoadImageInput>,
+) -> Result<Vec<String>, Status> {
+    let broken = |e: std::io::Error| Status::internal(format!("keep the archive: {e}"));
+    let number = service.commands.fetch_add(1, Ordering::Relaxed);
+    std::fs::create_dir_all(&service.scratch).map_err(broken)?;
+    let path = service.scratch.join(format!("image-{}-{number}.tar", std::process::id()));
+    let mut options = tokio::fs::OpenOptions::new();
+    let open = options.read(true).write(true).create_new(true).open(&path).await;
+    let mut file = open.map_err(broken)?;
+    // Nobody else needs its name, and so it is gone whatever happens.
+    std::fs::remove_file(&path).map_err(broken)?;
+    while let Some(message) = input.message().await? {
+        if let Some(pb::load_image_input::Input::Data(data)) = message.input {
+            file.write_all(&data).await.map_err(broken)?;
+        }
+    }
+    file.flush().await.map_err(broken)?;
+    let file = file.into_std().await;
+    let read = service.ctx.tasks.blocking(move || images::Archive::open(file));
+    let archive = read.await.map_err(|e| Status::internal(e.to_string()))?;
+    let archive = archive.map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
+    images::import(service.runtime.channel(), &archive)
+        .await
+        .map_err(|e| Status::internal(format!("{e:#}")))
 }
 
 #[cfg(test)]

@@ -237,11 +237,17 @@ async fn port_forward(mut client: Client) -> anyhow::Result<()> {
 }
 
 async fn stats(mut client: Client) -> anyhow::Result<()> {
-    let reply = client.stats(pb::StatsRequest { page: "resource".into() }).await?.into_inner();
+    let reply = client
+        .stats(pb::StatsRequest { page: "resource".into(), ..Default::default() })
+        .await?
+        .into_inner();
     let page = String::from_utf8(reply.body.to_vec())?;
     let metric = "container_memory_working_set_bytes{container=\"demo\",namespace=\"default\"";
     ensure!(page.contains(metric), "{page}");
-    let reply = client.stats(pb::StatsRequest { page: "summary".into() }).await?.into_inner();
+    let reply = client
+        .stats(pb::StatsRequest { page: "summary".into(), ..Default::default() })
+        .await?
+        .into_inner();
     let page: serde_json::Value = serde_json::from_slice(&reply.body)?;
     ensure!(page["pods"][0]["podRef"]["name"] == "web", "{page}");
     Ok(())

@@ -291,6 +291,7 @@ fn object(value: &Value) -> pb::Object {
         revision: text("resourceVersion").parse().unwrap_or(0),
         json: value.to_string().into(),
         warnings: Vec::new(),
+        cells: Vec::new(),
     }
 }
 

@@ -18,5 +18,6 @@ pub(super) const ROWS: &[Row] = &[Row::cluster(
 .prefix("apiextensions.k8s.io/customresourcedefinitions")
 .generation(Generation::Spec)
 .update_needs_version()
+.rules(crate::rules::crd::definition)
 .on_create(strategy::definition_create)
 .defaults(kinds::custom_resource_definition)];

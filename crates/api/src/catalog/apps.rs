@@ -30,6 +30,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::SpecAndAnnotations)
         .columns("Name, Ready, Up-to-date, Available, Age, Containers*, Images*, Selector*", columns::workloads::deployment)
         .rules(rules::apps::deployment)
+        .status_rules(rules::apps::replica_counts)
         .warnings(rules::pod::template_warnings)
         .defaults(kinds::deployment),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "ReplicaSet", "replicasets", "replicaset")
@@ -41,6 +42,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replica_set)
         .rules(rules::apps::replica_set)
+        .status_rules(rules::apps::replica_counts)
         .warnings(rules::pod::template_warnings)
         .defaults(kinds::replica_set),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "StatefulSet", "statefulsets", "statefulset")
@@ -52,6 +54,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Ready, Age, Containers*, Images*", columns::workloads::stateful_set)
         .rules(rules::apps::stateful_set)
+        .status_rules(rules::apps::replica_counts)
         .warnings(rules::pod::template_warnings)
         .defaults(kinds::stateful_set),
 ];

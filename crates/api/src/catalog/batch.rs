@@ -24,6 +24,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Status, Completions, Duration, Age, Containers*, Images*, Selector*", columns::workloads::job)
         .rules(rules::apps::job)
+        .status_rules(rules::apps::job_status)
         .warnings(rules::pod::template_warnings)
         .on_create(strategy::job_create)
         .defaults(kinds::job),

@@ -22,7 +22,7 @@ fn rename(v: &mut Value, pairs: impl Iterator<Item = (&'static str, &'static str
 }
 
 /// An event of events.k8s.io in the core form.
-pub(super) fn event_to_core(v: &mut Value) {
+pub(crate) fn event_to_core(v: &mut Value) {
     rename(v, EVENT_FIELDS.iter().map(|(core, new)| (*new, *core)));
     v.set("apiVersion", "v1");
     settle(v, "io.k8s.api.core.v1.Event");
@@ -33,6 +33,9 @@ pub(super) fn event_from_core(v: &mut Value) {
     rename(v, EVENT_FIELDS.iter().copied());
     v.set("apiVersion", "events.k8s.io/v1");
     settle(v, "io.k8s.api.events.v1.Event");
+    if v["reportingInstance"].is_empty() {
+        v.remove("reportingInstance");
+    }
 }
 
 fn settle(v: &mut Value, name: &str) {

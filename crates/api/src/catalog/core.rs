@@ -30,11 +30,11 @@ pub(super) const ROWS: &[Row] = &[
         .short(&["ev"])
         .selectable(&[("involvedObject.apiVersion", ""), ("involvedObject.fieldPath", ""), ("involvedObject.kind", ""), ("involvedObject.name", ""), ("involvedObject.namespace", ""), ("involvedObject.resourceVersion", ""), ("involvedObject.uid", ""), ("reason", ""), ("reportingComponent", ""), ("source", "source.component|reportingComponent"), ("type", "")])
         .columns("Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*", columns::core::event)
-        .rules(rules::core::event)
+        .rules(rules::event::event)
         .create_on_update(),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "LimitRange", "limitranges", "limitrange")
         .short(&["limits"])
-        .rules(rules::core::limit_range)
+        .rules(rules::limits::limit_range)
         .create_on_update()
         .defaults(kinds::limit_range),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "Namespace", "namespaces", "namespace")
@@ -103,13 +103,14 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replication_controller)
         .rules(rules::apps::replication_controller)
+        .status_rules(rules::apps::replica_counts)
         .defaults(kinds::replication_controller),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ResourceQuota", "resourcequotas", "resourcequota")
         .short(&["quota"])
         .sub(&[("status", "ResourceQuota", RW)])
         .status()
         .columns("Name, Request, Limit, Age", columns::core::resource_quota)
-        .rules(rules::core::resource_quota)
+        .rules(rules::limits::resource_quota)
         .defaults(kinds::resource_quota),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Secret", "secrets", "secret")
         .selectable(&[("type", "")])

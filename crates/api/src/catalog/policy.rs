@@ -29,6 +29,7 @@ pub(super) const EVENTS: &[Row] = &[Row::namespaced(
     "Last Seen, Type, Reason, Object, Subobject*, Source*, Message, First Seen*, Count*, Name*",
     columns::core::event,
 )
+.rules(rules::event::new_event)
 .create_on_update()
 .stored_as(("", "v1"), convert::event_to_core, convert::event_from_core)];
 
@@ -103,6 +104,7 @@ pub(super) const FLOWCONTROL: &[Row] = &[
         "Name, PriorityLevel, MatchingPrecedence, DistinguisherMethod, Age, MissingPL",
         columns::groups::flow_schema,
     )
+    .rules(rules::flow::schema)
     .defaults(kinds::flow_schema),
     Row::cluster(
         "io.k8s.api.flowcontrol.v1",
@@ -118,5 +120,6 @@ pub(super) const FLOWCONTROL: &[Row] = &[
         "Name, Type, NominalConcurrencyShares, Queues, HandSize, QueueLengthLimit, Age",
         columns::groups::priority_level,
     )
+    .rules(rules::flow::level)
     .defaults(kinds::priority_level),
 ];

@@ -23,6 +23,7 @@ pub(super) const ROWS: &[Row] = &[
     .sub(&[("status", "ResourceClaim", RW)])
     .status()
     .columns("Name, State, Age", columns::groups::resource_claim)
+    .rules(crate::rules::devices::claim)
     .defaults(kinds::resource_claim),
     Row::namespaced(
         "io.k8s.api.resource.v1",
@@ -31,6 +32,7 @@ pub(super) const ROWS: &[Row] = &[
         "resourceclaimtemplates",
         "resourceclaimtemplate",
     )
+    .rules(crate::rules::devices::claim_template)
     .columns("Name, Age", columns::core::aged)
     .defaults(kinds::resource_claim_template),
     Row::cluster(

@@ -1,6 +1,7 @@
 //! Rows of authentication and authorization: questions that are answered, never stored.
 
 use super::Row;
+use crate::rules::review;
 
 pub(super) const ROWS: &[Row] = &[
     Row::cluster(
@@ -26,6 +27,7 @@ pub(super) const ROWS: &[Row] = &[
         "localsubjectaccessreviews",
         "localsubjectaccessreview",
     )
+    .rules(review::of_local)
     .transient(),
     Row::cluster(
         "io.k8s.api.authorization.v1",
@@ -34,6 +36,7 @@ pub(super) const ROWS: &[Row] = &[
         "selfsubjectaccessreviews",
         "selfsubjectaccessreview",
     )
+    .rules(review::of_self)
     .transient(),
     Row::cluster(
         "io.k8s.api.authorization.v1",
@@ -50,5 +53,6 @@ pub(super) const ROWS: &[Row] = &[
         "subjectaccessreviews",
         "subjectaccessreview",
     )
+    .rules(review::of_subject)
     .transient(),
 ];

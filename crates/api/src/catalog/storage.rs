@@ -22,7 +22,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::cluster("io.k8s.api.storage.v1", ("storage.k8s.io", "v1"), "VolumeAttachment", "volumeattachments", "volumeattachment")
         .sub(&[("status", "VolumeAttachment", RW)])
         .status()
-        .columns("Name, Attacher, PV, Node, Attached:boolean, Age", columns::groups::volume_attachment)
+        .columns("Name, Attacher!, PV, Node, Attached:boolean, Age", columns::groups::volume_attachment)
         .rules(rules::groups::volume_attachment),
     Row::cluster("io.k8s.api.storage.v1", ("storage.k8s.io", "v1"), "VolumeAttributesClass", "volumeattributesclasses", "volumeattributesclass")
         .short(&["vac"])

@@ -569,7 +569,7 @@ fn mismatch(got: &Value, custom: bool, path: &[CompactString], want: &str) -> Pa
     } else {
         format!("Go struct field .{}", path.join("."))
     };
-    Err(DecodeError::Type(format!("json: cannot unmarshal {kind} into {place} of type {want}")))
+    Err(DecodeError::Mismatch { found: format!("{kind} into {place}"), wanted: want.to_owned() })
 }
 
 fn quantity_text(s: &str) -> Parse<Value> {
@@ -640,7 +640,7 @@ mod tests {
             ),
             (r#"{"binaryData":{"a":"-"}}"#, "illegal base64 data at input byte 0"),
         ] {
-            assert_eq!(read(cm, text), Err(DecodeError::Type(want.to_owned())));
+            assert_eq!(read(cm, text).map_err(|e| e.message()), Err(want.to_owned()));
         }
     }
 

@@ -1,10 +1,10 @@
 //! Rules of the kinds that make pods: deployments and the like, jobs.
 
 use super::{
-    IMMUTABLE, int_or_percent, label_selector, labels, non_negative, not_above_100_percent, one_of,
-    pod, reasons, selector_matches, selects_all,
+    IMMUTABLE, int_or_percent, internal, label_selector, labels, non_negative,
+    not_above_100_percent, one_of, pod, reasons, selector_matches, selects_all,
 };
-use crate::error::FieldErrors;
+use crate::error::{FieldErrors, FieldReason};
 use crate::intstr::{int_or_zero, percent};
 use crate::name;
 use crate::object::Value;
@@ -119,7 +119,7 @@ fn deployment_strategy(s: &Value, errs: &mut FieldErrors) {
             }
             not_above_100_percent(&format!("{path}.maxUnavailable"), unavailable, errs);
         }
-        _ => errs.not_supported("spec.strategy", s.clone(), &["Recreate", "RollingUpdate"]),
+        _ => errs.not_supported("spec.strategy", internal(s), &["Recreate", "RollingUpdate"]),
     }
 }
 
@@ -171,7 +171,7 @@ pub fn daemon_set(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         "RollingUpdate" => daemon_set_rolling(&strategy["rollingUpdate"], errs),
         _ => errs.not_supported(
             "spec.updateStrategy",
-            strategy.clone(),
+            internal(strategy),
             &["OnDelete", "RollingUpdate"],
         ),
     }
@@ -222,6 +222,19 @@ pub fn stateful_set(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         let text = "must be 'OrderedReady' or 'Parallel'";
         errs.invalid("spec.podManagementPolicy", policy, text);
     }
+    let service = spec["serviceName"].text();
+    if old.is_none() && !service.is_empty() {
+        super::reasons("spec.serviceName", service, crate::name::dns_label(service), errs);
+    }
+    for (i, claim) in
+        spec["volumeClaimTemplates"].items().iter().enumerate().filter(|_| old.is_none())
+    {
+        super::core::claim_spec(
+            &format!("spec.volumeClaimTemplates[{i}].spec"),
+            &claim["spec"],
+            errs,
+        );
+    }
     let strategy = &spec["updateStrategy"];
     match strategy["type"].text() {
         "OnDelete" => {
@@ -245,7 +258,7 @@ pub fn stateful_set(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         }
         _ => errs.invalid(
             "spec.updateStrategy",
-            strategy.clone(),
+            internal(strategy),
             "must be 'RollingUpdate' or 'OnDelete'",
         ),
     }
@@ -326,7 +339,7 @@ pub fn job(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         };
         let shown =
             if at == "spec.template" { &spec["template"] } else { &spec["template"]["spec"] };
-        errs.invalid(at, shown.clone(), IMMUTABLE);
+        errs.invalid(at, internal(shown), IMMUTABLE);
     }
 }
 
@@ -341,6 +354,72 @@ fn generated_labels(new: &Value, generated: bool, errs: &mut FieldErrors) {
     let found = &new["spec"]["selector"];
     if *found != want {
         errs.invalid("spec.selector", found.clone(), "`selector` not auto-generated");
+    }
+    let labels = &new["spec"]["template"]["metadata"]["labels"];
+    if !super::selector_matches(found, labels) {
+        errs.invalid("spec.template.metadata.labels", labels.clone(), MISMATCH);
+    }
+}
+
+/// Numbers in the status of what runs replicas.
+pub fn replica_counts(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
+    let status = &new["status"];
+    let count = |key: &str| status[key].as_int().unwrap_or(0);
+    for key in ["replicas", "observedGeneration", "unavailableReplicas", "terminatingReplicas"] {
+        non_negative(&format!("status.{key}"), &status[key], errs);
+    }
+    let parts = [
+        "fullyLabeledReplicas",
+        "updatedReplicas",
+        "currentReplicas",
+        "readyReplicas",
+        "availableReplicas",
+    ];
+    for key in parts {
+        let at = format!("status.{key}");
+        non_negative(&at, &status[key], errs);
+        if status.has(key) && count(key) > count("replicas") {
+            errs.invalid(&at, count(key), "cannot be greater than status.replicas");
+        }
+        if key == "availableReplicas" && count(key) > count("readyReplicas") {
+            errs.invalid(&at, count(key), "cannot be greater than readyReplicas");
+        }
+    }
+}
+
+/// What a job's status may say.
+pub fn job_status(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
+    let status = &new["status"];
+    for key in ["active", "succeeded", "failed", "ready", "terminating"] {
+        non_negative(&format!("status.{key}"), &status[key], errs);
+    }
+    let holds = |kind: &str| {
+        crate::meta::condition(new, kind).is_some_and(|c| c["status"].text() == "True")
+    };
+    let (complete, failed) = (holds("Complete"), holds("Failed"));
+    let conditions = |text: &str, errs: &mut FieldErrors| {
+        errs.push("status.conditions", FieldReason::InvalidAs(String::new(), text.to_owned()));
+    };
+    if complete && failed {
+        conditions("cannot set Complete=True and Failed=true conditions", errs);
+    }
+    if complete && !holds("SuccessCriteriaMet") {
+        conditions(
+            "cannot set Complete=True condition without the SuccessCriteriaMet=true condition",
+            errs,
+        );
+    }
+    if failed && !holds("FailureTarget") {
+        conditions(
+            "cannot set Failed=True condition without the FailureTarget=true condition",
+            errs,
+        );
+    }
+    if complete && status["completionTime"].is_null() {
+        errs.required("status.completionTime", "completionTime is required for Complete jobs");
+    }
+    if (complete || failed) && status["startTime"].is_null() {
+        errs.required("status.startTime", "startTime is required for finished job");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rules of the core group's kinds other than pods and services.
 
-use super::{IMMUTABLE, labels, non_negative, one_of, reasons};
+use super::{IMMUTABLE, difference, labels, non_negative, one_of, reasons};
 use crate::error::{FieldErrors, FieldReason};
 use crate::meta;
 use crate::name;
@@ -168,7 +168,7 @@ fn taint_list(path: &str, v: &Value, errs: &mut FieldErrors) {
         let twin = |o: &&Value| o["key"] == t["key"] && o["effect"] == t["effect"];
         if list[..i].iter().any(|o| twin(&o)) {
             let text = "taints must be unique by key and effect pair".to_owned();
-            errs.push(at, FieldReason::DuplicateOf(t.clone(), text));
+            errs.push(at, FieldReason::DuplicateOf(super::internal(t), text));
         }
     }
 }
@@ -257,193 +257,6 @@ pub(crate) fn endpoint_ip(at: &str, ip: std::net::IpAddr, errs: &mut FieldErrors
     }
 }
 
-/// Event of the core group.
-pub fn event(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
-    let legacy = new["eventTime"].is_null() && old.is_none_or(|o| o["eventTime"].is_null());
-    let namespace = new["involvedObject"]["namespace"].text();
-    if legacy {
-        let of_event = meta::namespace(new);
-        if namespace != of_event && !(namespace.is_empty() && of_event == "default") {
-            errs.invalid("involvedObject.namespace", namespace, "does not match event.namespace");
-        }
-        return;
-    }
-    strict_event(new, errs);
-}
-
-fn strict_event(new: &Value, errs: &mut FieldErrors) {
-    let controller = new["reportingComponent"].text();
-    if controller.is_empty() {
-        errs.required("reportingController", "");
-    } else {
-        reasons("reportingController", controller, name::qualified(controller), errs);
-    }
-    for (field, key, max) in [
-        ("reportingInstance", "reportingInstance", 128),
-        ("action", "action", 128),
-        ("reason", "reason", 128),
-    ] {
-        let text = new[key].text();
-        if text.is_empty() {
-            errs.required(field, "");
-        } else if text.len() > max {
-            errs.invalid(field, "", format!("can have at most {max} characters"));
-        }
-    }
-    if new["message"].text().len() > 1024 {
-        errs.invalid("message", "", "can have at most 1024 characters");
-    }
-    let kind = new["type"].text();
-    if !matches!(kind, "Normal" | "Warning") {
-        errs.invalid("type", "", format!("has invalid value: {kind}"));
-    }
-    let series = &new["series"];
-    if !series.is_null() {
-        if series["count"].as_int().unwrap_or(0) < 2 {
-            errs.invalid("series.count", "", "should be at least 2");
-        }
-        if series["lastObservedTime"].is_null() {
-            errs.required("series.lastObservedTime", "");
-        }
-    }
-}
-
-/// LimitRange.
-pub fn limit_range(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
-    let list = new["spec"]["limits"].items();
-    for (i, l) in list.iter().enumerate() {
-        let at = format!("spec.limits[{i}]");
-        let kind = l["type"].text();
-        if list[..i].iter().any(|o| o["type"] == l["type"]) {
-            errs.duplicate(format!("{at}.type"), kind);
-        }
-        let known = matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim");
-        if !known && !kind.contains('/') {
-            let text = "must be a standard limit type or fully qualified";
-            errs.invalid(format!("{at}.type"), kind, text);
-        }
-        let unbounded = !l["min"].has("storage") && !l["max"].has("storage");
-        if kind == "PersistentVolumeClaim" && unbounded {
-            let text =
-                "either minimum or maximum storage value is required, but neither was provided";
-            errs.required(format!("{at}.limits"), text);
-        }
-        if kind == "Pod" {
-            for f in ["default", "defaultRequest"] {
-                if !l[f].is_empty() {
-                    errs.forbidden(
-                        format!("{at}.{f}"),
-                        "may not be specified when `type` is 'Pod'",
-                    );
-                }
-            }
-        }
-        limit_item(&at, l, errs);
-    }
-}
-
-fn limit_item(at: &str, l: &Value, errs: &mut FieldErrors) {
-    let q = |list: &str, key: &str| l[list][key].as_str().and_then(|s| Quantity::parse(s).ok());
-    let mut keys: Vec<&str> = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
-        .iter()
-        .flat_map(|list| l[*list].members().map(|(k, _)| k))
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    for k in keys {
-        let mut above = |field: &str, low: (&str, &str), high: (&str, &str)| {
-            if let (Some(a), Some(b)) = (q(low.0, k), q(high.0, k))
-                && a > b
-            {
-                let shown = if high.0 == "max" && field == "default" {
-                    l["max"][k].clone()
-                } else {
-                    l[field][k].clone()
-                };
-                let text = format!("{} value {a} is greater than {} value {b}", low.1, high.1);
-                errs.invalid(format!("{at}.{field}[{k}]"), shown, text);
-            }
-        };
-        let (min, max) = (("min", "min"), ("max", "max"));
-        let (dr, d) = (("defaultRequest", "default request"), ("default", "default"));
-        above("min", min, max);
-        above("defaultRequest", min, dr);
-        above("defaultRequest", dr, max);
-        above("defaultRequest", dr, d);
-        above("default", min, d);
-        above("default", d, max);
-        if let Some(r) = q("maxLimitRequestRatio", k)
-            && r < Quantity::of(1)
-        {
-            errs.invalid(
-                format!("{at}.maxLimitRequestRatio[{k}]"),
-                l["maxLimitRequestRatio"][k].clone(),
-                format!("ratio {r} is less than 1"),
-            );
-        }
-    }
-}
-
-const QUOTA_INTEGERS: [&str; 8] = [
-    "pods",
-    "services",
-    "replicationcontrollers",
-    "resourcequotas",
-    "secrets",
-    "configmaps",
-    "persistentvolumeclaims",
-    "services.nodeports",
-];
-
-/// ResourceQuota.
-pub fn resource_quota(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
-    for (key, v) in new["spec"]["hard"].members() {
-        let at = format!("spec.hard[{key}]");
-        quota_name(&at, key, errs);
-        if let Ok(q) = Quantity::parse(v.text()) {
-            if q.is_negative() {
-                errs.invalid(&at, v.clone(), super::NON_NEGATIVE);
-            }
-            let integer = QUOTA_INTEGERS.contains(&key)
-                || key.starts_with("count/")
-                || key == "services.loadbalancers";
-            if integer && !q.is_whole() {
-                errs.invalid(&at, v.clone(), "must be an integer");
-            }
-        }
-    }
-    if let Some(old) = old {
-        let key = |v: &Value| {
-            let mut l: Vec<String> =
-                v["spec"]["scopes"].items().iter().map(|s| s.text().to_owned()).collect();
-            l.sort();
-            l
-        };
-        if key(new) != key(old) {
-            errs.invalid("spec.scopes", new["spec"]["scopes"].clone(), IMMUTABLE);
-        }
-    }
-}
-
-fn quota_name(at: &str, key: &str, errs: &mut FieldErrors) {
-    reasons(at, key, name::qualified(key), errs);
-    if !key.contains('/') {
-        let compute = ["cpu", "memory", "ephemeral-storage", "storage"];
-        let bare =
-            key.strip_prefix("requests.").or_else(|| key.strip_prefix("limits.")).unwrap_or(key);
-        let known = QUOTA_INTEGERS.contains(&key)
-            || key == "services.loadbalancers"
-            || compute.contains(&bare)
-            || bare.starts_with("hugepages-");
-        if !known {
-            errs.invalid(at, key, "must be a standard resource for quota");
-            if name::qualified(key).is_empty() {
-                errs.invalid(at, key, "must be a standard resource type or fully qualified");
-            }
-        }
-    }
-}
-
 /// ServiceAccount has nothing to check beyond metadata.
 pub fn service_account(_: &Value, _: Option<&Value>, _: &mut FieldErrors) {}
 
@@ -473,11 +286,9 @@ pub fn persistent_volume_claim(new: &Value, old: Option<&Value>, errs: &mut Fiel
         o.remove("volumeName");
     }
     if n != o {
-        errs.forbidden(
-            "spec",
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound \
-             claims",
-        );
+        let text = "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
+                    bound claims";
+        errs.forbidden("spec", format!("{text}{}", difference(&o, &n)));
     }
     let storage = |v: &Value| {
         v["resources"]["requests"]["storage"].as_str().and_then(|s| Quantity::parse(s).ok())
@@ -595,10 +406,9 @@ pub fn persistent_volume(new: &Value, old: Option<&Value>, errs: &mut FieldError
     if let Some(old) = old {
         let both: Vec<String> = list.into_iter().chain(sources(old)).collect();
         if both.iter().any(|k| new["spec"][k.as_str()] != old["spec"][k.as_str()]) {
-            errs.forbidden(
-                "spec.persistentvolumesource",
-                "spec.persistentvolumesource is immutable after creation",
-            );
+            let hunk = difference(&old["spec"], &new["spec"]);
+            let text = format!("spec.persistentvolumesource is immutable after creation{hunk}");
+            errs.forbidden("spec.persistentvolumesource", text);
         }
         if spec["volumeMode"] != old["spec"]["volumeMode"] {
             errs.invalid("volumeMode", spec["volumeMode"].clone(), IMMUTABLE);

@@ -25,7 +25,11 @@ fn fixed(new: &Value, old: Option<&Value>, fields: &[&str], errs: &mut FieldErro
 pub fn disruption_budget(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
     let spec = &new["spec"];
     if spec.has("minAvailable") && spec.has("maxUnavailable") {
-        errs.invalid("spec", spec.clone(), "minAvailable and maxUnavailable cannot be both set");
+        errs.invalid(
+            "spec",
+            super::internal(spec),
+            "minAvailable and maxUnavailable cannot be both set",
+        );
     }
     for key in ["minAvailable", "maxUnavailable"] {
         int_or_percent(&format!("spec.{key}"), &spec[key], errs);
@@ -77,7 +81,7 @@ fn policy_port(at: &str, p: &Value, errs: &mut FieldErrors) {
         if let (Some(end), Some(start)) = (p["endPort"].as_int(), p["port"].as_int()) {
             if end < start {
                 let text = "must be greater than or equal to `port`";
-                errs.invalid(format!("{at}.endPort"), end, text);
+                errs.invalid(format!("{at}.endPort"), start, text);
             }
             super::port_number(&format!("{at}.endPort"), &p["endPort"], errs);
         } else if p.has("endPort") {
@@ -414,11 +418,18 @@ pub fn csi_node(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
             errs.required(format!("{at}.nodeID"), "");
         }
         non_negative(&format!("{at}.allocatable.count"), &d["allocatable"]["count"], errs);
-        for k in d["topologyKeys"].items() {
-            reasons(&at, k.text(), name::qualified(k.text()), errs);
+        let keys = d["topologyKeys"].items();
+        for (j, key) in keys.iter().enumerate() {
+            if key.text().is_empty() {
+                errs.required(&at, "");
+            }
+            if keys[..j].contains(key) {
+                errs.duplicate(&at, key.clone());
+            }
+            reasons(&at, key.text(), name::qualified(key.text()), errs);
         }
         if drivers[..i].iter().any(|o| o["name"].text() == n) {
-            errs.duplicate(at, n);
+            errs.duplicate(format!("{at}.name"), n);
         }
     }
 }
@@ -440,14 +451,14 @@ pub fn volume_attachment(new: &Value, old: Option<&Value>, errs: &mut FieldError
         }
         (true, true) => {
             let text = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
-            errs.invalid("spec.source", source.clone(), text);
+            errs.invalid("spec.source", super::internal(source), text);
         }
         _ => {}
     }
     if let Some(old) = old
         && new["spec"] != old["spec"]
     {
-        errs.invalid("spec", new["spec"].clone(), IMMUTABLE);
+        errs.invalid("spec", super::internal(&new["spec"]), IMMUTABLE);
     }
 }
 
@@ -482,7 +493,7 @@ pub fn service_cidr(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         errs.required("spec.cidrs", "at least one CIDR required");
     }
     if cidrs.len() > 2 {
-        errs.invalid("spec.cidrs", new["spec"].clone(), "may only hold up to 2 values");
+        errs.invalid("spec.cidrs", super::internal(&new["spec"]), "may only hold up to 2 values");
         return;
     }
     for (i, c) in cidrs.iter().enumerate() {

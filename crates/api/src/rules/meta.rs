@@ -2,7 +2,7 @@
 
 use super::{IMMUTABLE, labels, reasons};
 use crate::catalog::{NameRule, Resource, split_api_version};
-use crate::error::FieldErrors;
+use crate::error::{FieldErrors, FieldReason};
 use crate::meta;
 use crate::name;
 use crate::object::Value;
@@ -72,16 +72,12 @@ fn owner_references(v: &Value, errs: &mut FieldErrors) {
         if o["controller"].as_bool() == Some(true) {
             if let Some(first) = controller {
                 let text = |o: &Value| format!("{}/{}", o["kind"].text(), o["name"].text());
-                errs.invalid(
-                    "metadata.ownerReferences",
-                    v.clone(),
-                    format!(
-                        "Only one reference can have Controller set to true. Found \"true\" in references for {} \
-                         and {}",
-                        text(first),
-                        text(o)
-                    ),
+                let why = format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
+                    text(first),
+                    text(o)
                 );
+                errs.push("metadata.ownerReferences", FieldReason::InvalidAs(shown(v), why));
             } else {
                 controller = Some(o);
             }
@@ -104,7 +100,54 @@ fn owner_reference(o: &Value, errs: &mut FieldErrors) {
     }
     if group.is_empty() && version == "v1" && o["kind"].text() == "Event" {
         let message = "/v1, Kind=Event is disallowed from being an owner";
-        errs.invalid(path, o.clone(), message);
+        errs.push(path, FieldReason::InvalidAs(shown(o), message.to_owned()));
+    }
+}
+
+/// Fields of metadata in upstream's order; others come behind, by name.
+const ORDER: &[&str] = &[
+    "manager",
+    "operation",
+    "apiVersion",
+    "time",
+    "fieldsType",
+    "fieldsV1",
+    "subresource",
+    "kind",
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
+    "controller",
+    "blockOwnerDeletion",
+];
+
+/// A part of metadata as upstream's messages show it: JSON in the order of its declaration.
+pub(crate) fn shown(v: &Value) -> String {
+    match v {
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(","))
+        }
+        Value::Object(map) => {
+            let mut fields: Vec<(&str, &Value)> = map.iter().collect();
+            let place = |key: &str| ORDER.iter().position(|k| *k == key).unwrap_or(ORDER.len());
+            fields.sort_by_key(|(key, _)| place(key));
+            let each =
+                fields.iter().map(|(key, value)| format!("{}:{}", Value::from(*key), shown(value)));
+            format!("{{{}}}", each.collect::<Vec<_>>().join(","))
+        }
+        other => other.to_string(),
     }
 }
 

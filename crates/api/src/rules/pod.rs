@@ -1,6 +1,7 @@
 //! Rules of pods and pod templates.
 
 use super::scheduling::{affinity, spread, tolerations};
+use super::security::{operating_system, security};
 use super::volumes::{mounts, volumes};
 use super::{labels, non_negative, one_of, one_of_if_set, port, port_number, reasons};
 use crate::error::{FieldErrors, FieldReason};
@@ -70,6 +71,7 @@ pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
         true,
         errs,
     );
+    operating_system(path, s, errs);
     host_port_conflicts(path, list, errs);
     one_of(
         &format!("{path}.restartPolicy"),
@@ -173,6 +175,14 @@ fn dns_config(path: &str, s: &Value, errs: &mut FieldErrors) {
             errs.invalid(format!("{path}.dnsConfig.nameservers[{i}]"), n.clone(), super::core::IP);
         }
     }
+    for (i, search) in d["searches"].items().iter().enumerate() {
+        // One dot may stand at the end, and one alone means none.
+        let text = search.text().strip_suffix('.').unwrap_or(search.text());
+        if !text.is_empty() {
+            let found = name::search_domain(text);
+            reasons(&format!("{path}.dnsConfig.searches[{i}]"), text, found, errs);
+        }
+    }
     for (i, o) in d["options"].items().iter().enumerate() {
         if o["name"].text().is_empty() {
             errs.required(format!("{path}.dnsConfig.options[{i}]"), "must not be empty");
@@ -195,12 +205,12 @@ fn resource_claims(path: &str, s: &Value, errs: &mut FieldErrors) {
         match (c.has("resourceClaimName"), c.has("resourceClaimTemplateName")) {
             (true, true) => errs.invalid(
                 at,
-                c.clone(),
+                super::internal(c),
                 "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
             ),
             (false, false) => errs.invalid(
                 at,
-                c.clone(),
+                super::internal(c),
                 "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
             ),
             _ => {}
@@ -266,7 +276,7 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     ports(&format!("{at}.ports"), &c["ports"], errs);
     env(&format!("{at}.env"), &c["env"], errs);
     env_from(&format!("{at}.envFrom"), &c["envFrom"], errs);
-    mounts(&format!("{at}.volumeMounts"), &c["volumeMounts"], seen.volumes, errs);
+    mounts(at, c, seen.volumes, errs);
     for (key, liveness) in
         [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)]
     {
@@ -548,48 +558,6 @@ pub(super) fn resources(at: &str, r: &Value, errs: &mut FieldErrors) {
             let text = format!("must be less than or equal to {key} limit of {limit}");
             errs.invalid(format!("{at}.requests"), v.clone(), text);
         }
-    }
-}
-
-fn security(at: &str, s: &Value, errs: &mut FieldErrors) {
-    for key in ["runAsUser", "runAsGroup", "fsGroup"] {
-        if s[key].as_int().is_some_and(|n| !(0..=i64::from(i32::MAX)).contains(&n)) {
-            let text = format!("must be between 0 and {}, inclusive", i32::MAX);
-            errs.invalid(format!("{at}.{key}"), s[key].clone(), text);
-        }
-    }
-    if s["privileged"].as_bool() == Some(true)
-        && s["allowPrivilegeEscalation"].as_bool() == Some(false)
-    {
-        errs.invalid(
-            at,
-            s.clone(),
-            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-        );
-    }
-    one_of_if_set(&format!("{at}.procMount"), &s["procMount"], &["Default", "Unmasked"], errs);
-    let profile = &s["seccompProfile"];
-    if !profile.is_null() {
-        let known = ["Localhost", "RuntimeDefault", "Unconfined"];
-        let at = format!("{at}.seccompProfile");
-        match profile["type"].text() {
-            "Localhost" if profile["localhostProfile"].text().is_empty() => {
-                errs.required(
-                    format!("{at}.localhostProfile"),
-                    "must be set when seccomp type is Localhost",
-                );
-            }
-            kind if kind != "Localhost" && profile.has("localhostProfile") => {
-                let text = "can only be set when seccomp type is Localhost";
-                errs.invalid(
-                    format!("{at}.localhostProfile"),
-                    profile["localhostProfile"].clone(),
-                    text,
-                );
-            }
-            _ => {}
-        }
-        one_of(&format!("{at}.type"), &profile["type"], &known, errs);
     }
 }
 

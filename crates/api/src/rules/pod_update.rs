@@ -138,10 +138,80 @@ pub fn ephemeral_containers(new: &Value, old: &Value, errs: &mut FieldErrors) {
                 errs.forbidden(path, text);
             }
             Some(new) if new != old => {
-                let text = format!("existing ephemeral containers {name:?} may not be changed\n");
+                let hunk = super::difference(old, new);
+                let text =
+                    format!("existing ephemeral containers {name:?} may not be changed{hunk}");
                 errs.forbidden(path, text);
             }
             Some(_) => {}
+        }
+    }
+}
+
+/// A write through `resize`.
+pub fn resize(new: &Value, old: &Value, errs: &mut FieldErrors) {
+    let (n, o) = (&new["spec"], &old["spec"]);
+    if n["os"]["name"].text() == "windows" {
+        errs.forbidden("", "windows pods cannot be resized");
+    }
+    if crate::meta::annotation(new, "kubernetes.io/config.mirror").is_some() {
+        errs.forbidden("", "static pods cannot be resized");
+    }
+    if super::pod::qos_class(n) != super::pod::qos_class(o) {
+        let class = new["status"]["qosClass"].text();
+        errs.invalid("spec", class, "Pod QOS Class may not change as a result of resizing");
+    }
+    let rest = |spec: &Value| -> Vec<Value> {
+        let lists = ["containers", "initContainers"].into_iter().flat_map(|l| spec[l].items());
+        let mut all: Vec<Value> = lists.map(|c| c["resources"].clone()).collect();
+        for resources in &mut all {
+            for list in ["requests", "limits"] {
+                for key in ["cpu", "memory"] {
+                    resources.remove_at(&[list, key]);
+                }
+                if resources[list].is_empty() {
+                    resources.remove(list);
+                }
+            }
+        }
+        all
+    };
+    if rest(n) != rest(o) {
+        errs.forbidden("spec", "only cpu and memory resources are mutable");
+    }
+    for list in ["containers", "initContainers"] {
+        for (i, c) in n[list].items().iter().enumerate() {
+            super::pod::resources(&format!("spec.{list}[{i}].resources"), &c["resources"], errs);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resize_keeps_the_class_and_touches_cpu_and_memory_only() {
+        let pod = |resources: Value| {
+            let mut container = Value::object();
+            container.set("resources", resources);
+            let mut pod = crate::json!({"status": {"qosClass": "Burstable"}});
+            pod.set_at(&["spec", "containers"], vec![container]);
+            pod
+        };
+        let old = pod(crate::json!({"requests": {"cpu": "1"}}));
+        let cases = [
+            (crate::json!({"requests": {"cpu": "2"}}), 0),
+            (
+                crate::json!({"requests": {"cpu": "1", "memory": "1"}, "limits": {"cpu": "1", "memory": "1"}}),
+                1,
+            ),
+            (crate::json!({"requests": {"cpu": "1", "ephemeral-storage": "1"}}), 1),
+        ];
+        for (resources, wanted) in cases {
+            let mut errs = FieldErrors::new();
+            resize(&pod(resources.clone()), &old, &mut errs);
+            assert_eq!(errs.len(), wanted, "{resources}");
         }
     }
 }

@@ -101,7 +101,7 @@ fn binding(new: &Value, old: Option<&Value>, namespaced: bool, errs: &mut FieldE
     if let Some(old) = old
         && old["roleRef"] != *role
     {
-        errs.invalid("roleRef", role.clone(), "cannot change roleRef");
+        errs.invalid("roleRef", super::internal(role), "cannot change roleRef");
     }
 }
 

@@ -101,7 +101,7 @@ fn service_ports(ports: &[Value], kind: &str, errs: &mut FieldErrors) {
         if ports[..i].iter().any(twin) {
             let shown =
                 crate::json!({"port": p["port"].as_int(), "protocol": p["protocol"].text()});
-            errs.duplicate(&at, shown);
+            errs.duplicate(&at, super::internal(&shown));
         }
         let same_node = |o: &Value| {
             o["nodePort"].as_int().unwrap_or(0) == node_port && o["protocol"] == p["protocol"]

@@ -6,8 +6,10 @@ use crate::name;
 use crate::object::Value;
 use crate::quantity::Quantity;
 
-pub(super) fn mounts(path: &str, v: &Value, volumes: &[String], errs: &mut FieldErrors) {
-    let list = v.items();
+pub(super) fn mounts(at: &str, container: &Value, volumes: &[String], errs: &mut FieldErrors) {
+    let path = format!("{at}.volumeMounts");
+    let (list, devices) = (container["volumeMounts"].items(), container["volumeDevices"].items());
+    let among = |list: &[Value], n: &str| list.iter().any(|x| x["name"].text() == n);
     for (i, m) in list.iter().enumerate() {
         let at = format!("{path}[{i}]");
         let n = m["name"].text();
@@ -21,6 +23,9 @@ pub(super) fn mounts(path: &str, v: &Value, volumes: &[String], errs: &mut Field
         if !n.is_empty() && !volumes.iter().any(|x| x == n) {
             errs.not_found(format!("{at}.name"), n);
         }
+        if among(devices, n) {
+            errs.invalid(format!("{at}.name"), n, "must not already exist in volumeDevices");
+        }
         if list[..i].iter().any(|o| o["mountPath"].text() == mount_path) {
             errs.invalid(format!("{at}.mountPath"), mount_path, "must be unique");
         }
@@ -29,6 +34,28 @@ pub(super) fn mounts(path: &str, v: &Value, volumes: &[String], errs: &mut Field
         }
         let modes = ["Bidirectional", "HostToContainer", "None"];
         one_of_if_set(&format!("{path}.mountPropagation"), &m["mountPropagation"], &modes, errs);
+    }
+    for (i, device) in devices.iter().enumerate() {
+        let at = format!("{at}.volumeDevices[{i}]");
+        let (n, device_path) = (device["name"].text(), device["devicePath"].text());
+        if n.is_empty() {
+            errs.required(format!("{at}.name"), "");
+        } else if !volumes.iter().any(|x| x == n) {
+            errs.not_found(format!("{at}.name"), n);
+        }
+        if device_path.is_empty() {
+            errs.required(format!("{at}.devicePath"), "");
+        } else if devices[..i].iter().any(|o| o["devicePath"].text() == device_path) {
+            errs.invalid(format!("{at}.devicePath"), device_path, "must be unique");
+        } else {
+            local_path(&format!("{at}.devicePath"), device_path.trim_start_matches('/'), errs);
+        }
+        if devices[..i].iter().any(|o| o["name"].text() == n) {
+            errs.invalid(format!("{at}.name"), n, "must be unique");
+        }
+        if among(list, n) {
+            errs.invalid(format!("{at}.name"), n, "must not already exist in volumeMounts");
+        }
     }
 }
 
@@ -56,8 +83,12 @@ pub(super) fn volumes(path: &str, v: &Value, errs: &mut FieldErrors) -> Vec<Stri
             }
             reasons(&format!("{at}.name"), n, wrong, errs);
         }
+        let before = errs.len();
         volume_source(&at, volume, errs);
-        names.push(n.to_owned());
+        // A volume that is wrong in itself does not count as there.
+        if errs.len() == before {
+            names.push(n.to_owned());
+        }
     }
     names
 }
@@ -114,6 +145,7 @@ fn volume_source(at: &str, v: &Value, errs: &mut FieldErrors) {
                     errs.forbidden(format!("{at}.sizeLimit"), text);
                 }
             }
+            "projected" => projections(&at, s, errs),
             _ => {}
         }
         if matches!(*key, "secret" | "configMap" | "downwardAPI" | "projected") {
@@ -121,6 +153,23 @@ fn volume_source(at: &str, v: &Value, errs: &mut FieldErrors) {
             for (j, item) in s["items"].items().iter().enumerate() {
                 key_to_path(&format!("{at}.items[{j}]"), item, *key == "downwardAPI", errs);
             }
+        }
+    }
+}
+
+fn projections(at: &str, projected: &Value, errs: &mut FieldErrors) {
+    for (i, source) in projected["sources"].items().iter().enumerate() {
+        let Some(token) = source.get("serviceAccountToken") else { continue };
+        let path = format!("{at}.sources[{i}].serviceAccountToken.expirationSeconds");
+        let life_s = token["expirationSeconds"].as_int().unwrap_or(3600);
+        if life_s < 600 {
+            errs.invalid(path, life_s, "may not specify a duration less than 10 minutes");
+        } else if life_s > 1 << 32 {
+            errs.invalid(path, life_s, "may not specify a duration larger than 2^32 seconds");
+        }
+        match token["path"].text() {
+            "" => errs.required(format!("{at}.path"), ""),
+            text => local_path(&format!("{at}.path"), text, errs),
         }
     }
 }

@@ -9,7 +9,7 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const TOLERATION_S: i64 = 300;
 
-fn push(object: &mut Value, path: &[&str], item: Value) {
+pub(super) fn push(object: &mut Value, path: &[&str], item: Value) {
     let mut items = object.at(path).map(Value::items).unwrap_or_default().to_vec();
     items.push(item);
     object.set_at(path, Value::Array(items));
@@ -64,10 +64,46 @@ pub(super) fn priority(review: &mut Review<'_>) -> Result<(), ApiError> {
         review.object.set_at(&["spec", "priorityClassName"], name);
     }
     review.object.set_at(&["spec", "priority"], value);
-    if review.object.at(&["spec", "preemptionPolicy"]).is_none() {
-        review.object.set_at(&["spec", "preemptionPolicy"], policy);
+    match review.object.str_at(&["spec", "preemptionPolicy"]) {
+        Some(given) if given != policy => Err(review.forbidden(format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission \
+             controller computed {policy} from the given PriorityClass name"
+        ))),
+        _ => {
+            review.object.set_at(&["spec", "preemptionPolicy"], policy);
+            Ok(())
+        }
     }
-    Ok(())
+}
+
+/// Only one priority class may be the default.
+pub(super) fn one_default_priority(review: &Review<'_>) -> Result<(), ApiError> {
+    let marked = |class: &Value| class.bool_at(&["globalDefault"]) == Some(true);
+    if !review.is("scheduling.k8s.io", "priorityclasses") || !marked(review.object) {
+        return Ok(());
+    }
+    let own = api::meta::name(review.object);
+    let shelf = review.api.cache.shelf("priorityclasses");
+    let all = shelf.list("", "").into_iter().map(|(_, entry)| entry.parse());
+    match all.into_iter().find(|class| marked(class) && api::meta::name(class) != own) {
+        Some(other) => Err(review.forbidden(format!(
+            "PriorityClass {} is already marked as default. Only one default can exist",
+            api::meta::name(&other)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// A pod is resized only on a node that is there to say what it can do.
+pub(super) fn validate_resize(review: &Review<'_>) -> Result<(), ApiError> {
+    let resized = review.resource.plural == "pods" && review.request.subresource == "resize";
+    let Some(old) = review.old.filter(|_| resized) else { return Ok(()) };
+    let node = review.object.str_at(&["spec", "nodeName"]).unwrap_or("");
+    let there = || review.api.cache.shelf("minions").get(node).is_some();
+    if node.is_empty() || old.get("spec") == review.object.get("spec") || there() {
+        return Ok(());
+    }
+    Err(review.forbidden(format!("node {node:?} not found")))
 }
 
 /// Pods stay five minutes on a node that is lost, unless they say otherwise.

@@ -15,7 +15,7 @@ pub(super) async fn mutate(review: &mut Review<'_>) -> Result<(), ApiError> {
         return Ok(());
     }
     if api::meta::annotation(review.object, "kubernetes.io/config.mirror").is_some() {
-        return Ok(());
+        return check_mirror(review);
     }
     let name = match review.object.str_at(&["spec", "serviceAccountName"]) {
         Some(name) if !name.is_empty() => name.to_owned(),
@@ -47,6 +47,26 @@ pub(super) async fn mutate(review: &mut Review<'_>) -> Result<(), ApiError> {
         .unwrap_or(true);
     if wanted {
         mount(review.object);
+    }
+    Ok(())
+}
+
+/// A mirror shows what a node runs anyway: it has no rights of its own.
+fn check_mirror(review: &Review<'_>) -> Result<(), ApiError> {
+    let spec = &review.object["spec"];
+    if !spec["serviceAccountName"].text().is_empty() {
+        return Err(review.forbidden("a mirror pod may not reference service accounts"));
+    }
+    let volumes = spec["volumes"].items();
+    if volumes.iter().any(|v| v.has("secret")) {
+        return Err(review.forbidden("a mirror pod may not reference secrets"));
+    }
+    let projects =
+        |v: &Value| v["projected"]["sources"].items().iter().any(|s| s.has("serviceAccountToken"));
+    if volumes.iter().any(projects) {
+        return Err(
+            review.forbidden("a mirror pod may not use ServiceAccountToken volume projections")
+        );
     }
     Ok(())
 }

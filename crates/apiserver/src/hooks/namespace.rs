@@ -1,5 +1,6 @@
 //! Namespaces: held by `spec.finalizers` until the namespace controller has emptied them.
 
+use api::catalog::Resource;
 use api::object::Value;
 
 use crate::registry::Api;
@@ -31,20 +32,17 @@ pub(crate) fn holds(object: &Value) -> bool {
 /// A namespace that is being deleted says so.
 pub(crate) fn on_mark(object: &mut Value) {
     if api::meta::deletion_timestamp(object).is_some() {
+        // What holds a namespace is its content, not a time.
+        object.remove_at(&["metadata", "deletionGracePeriodSeconds"]);
         object.set_at(&["status", "phase"], "Terminating");
     }
 }
 
-/// `finalize` writes nothing but `spec.finalizers`.
-pub(crate) fn prepare_finalize(object: &mut Value, old: &Value) {
-    let finalizers = object.at(&["spec", "finalizers"]).cloned();
-    let version = api::meta::resource_version(object).to_owned();
-    *object = old.clone();
-    api::meta::set(object, "resourceVersion", version);
-    match finalizers.filter(|f| !f.items().is_empty()) {
-        Some(finalizers) => object.set_at(&["spec", "finalizers"], finalizers),
-        None => {
-            object.remove_at(&["spec", "finalizers"]);
-        }
+/// `finalize` writes metadata and `spec.finalizers`, not the status.
+pub(crate) fn prepare_finalize(object: &mut Value, old: &Value, resource: &Resource) {
+    api::strategy::keep_metadata(object, old, resource);
+    object.set("status", old["status"].clone());
+    if object["spec"]["finalizers"].is_empty() {
+        object.remove_at(&["spec", "finalizers"]);
     }
 }

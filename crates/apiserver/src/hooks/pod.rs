@@ -26,22 +26,49 @@ pub(crate) fn prepare_ephemeral(object: &mut Value, old: &Value) {
     keep_only(object, old, &[&["spec", "ephemeralContainers"]]);
 }
 
-/// `resize` writes nothing but the containers, whose resources validation lets change.
+/// `resize` writes nothing but what containers may use.
 pub(crate) fn prepare_resize(object: &mut Value, old: &Value) {
-    keep_only(object, old, &[&["spec", "containers"], &["spec", "initContainers"]]);
+    let written = object["spec"].clone();
+    let mut spec = old["spec"].clone();
+    for list in ["containers", "initContainers"] {
+        for container in spec.get_mut(list).map(Value::items_mut).unwrap_or_default() {
+            let twin = written[list].items().iter().find(|c| c["name"] == container["name"]);
+            for field in ["resources", "resizePolicy"] {
+                match twin.and_then(|c| c.get(field)) {
+                    Some(value) => container.set(field, value.clone()),
+                    None => {
+                        container.remove(field);
+                    }
+                }
+            }
+        }
+    }
+    if let Some(resources) = written.get("resources") {
+        spec.set("resources", resources.clone());
+    }
+    object.set("spec", spec);
+    keep_only(object, old, &[&["spec"]]);
 }
 
+/// Takes all but `paths` and the record of owners from `old`; a change of the spec counts.
 fn keep_only(object: &mut Value, old: &Value, paths: &[&[&str]]) {
-    let written: Vec<Option<Value>> = paths.iter().map(|path| object.at(path).cloned()).collect();
-    let version = api::meta::resource_version(object).to_owned();
+    let kept = [["metadata", "resourceVersion"], ["metadata", "managedFields"]];
+    let written: Vec<(&[&str], Option<Value>)> = paths
+        .iter()
+        .copied()
+        .chain(kept.iter().map(|path| path.as_slice()))
+        .map(|path| (path, object.at(path).cloned()))
+        .collect();
     *object = old.clone();
-    api::meta::set(object, "resourceVersion", version);
-    for (path, value) in paths.iter().zip(written) {
+    for (path, value) in written {
         match value {
             Some(value) => object.set_at(path, value),
             None => {
                 object.remove_at(path);
             }
         }
+    }
+    if object["spec"] != old["spec"] {
+        api::meta::set(object, "generation", api::meta::generation(old) + 1);
     }
 }

@@ -19,24 +19,40 @@ pub(crate) async fn answer(api: &Api, request: Request) -> Result<Outcome, ApiEr
     api::defaults::apply(&mut object, resource);
     let now = api.clock.now();
     crate::registry::create::Track::Update(options).record(None, &mut object, &request, now);
+    let namespace = request.namespace.as_str();
+    if resource.namespaced {
+        decode::place(&mut object, namespace, &request.name)?;
+    }
     let mut errors = api::error::FieldErrors::new();
     if let Some(rules) = resource.rules {
         rules(&object, None, &mut errors);
     }
     if !errors.is_empty() {
-        return Err(ApiError::invalid(&resource.group, &resource.kind, "", errors));
+        // Upstream names the group and no kind.
+        return Err(ApiError::invalid(&resource.group, "", "", errors));
     }
     api.catch_up().await?;
     let status = match resource.kind.as_ref() {
+        "TokenReview" if object.str_at(&["spec", "token"]).unwrap_or("").is_empty() => {
+            return Err(ApiError::bad_request(
+                "token is required for TokenReview in authentication",
+            ));
+        }
         "TokenReview" => token(api, &object),
         "SelfSubjectReview" => {
             let mut status = Value::Object(Map::default());
             status.set("userInfo", user_info(&request.user));
+            api::meta::set(&mut object, "creationTimestamp", api::time::format(now));
             status
         }
         "SelfSubjectAccessReview" => access(api, &request.user, &object),
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             access(api, &subject(&object), &object)
+        }
+        "SelfSubjectRulesReview"
+            if object.str_at(&["spec", "namespace"]).unwrap_or("").is_empty() =>
+        {
+            return Err(ApiError::bad_request("no namespace on request"));
         }
         "SelfSubjectRulesReview" => rules(api, &request.user, &object),
         _ => return Err(ApiError::MethodNotAllowed),
@@ -102,7 +118,11 @@ fn access(api: &Api, user: &User, object: &Value) -> Value {
         }
     };
     let mut status = Value::Object(Map::default());
-    status.set("allowed", Value::Bool(api.authorizer.allows(user, &attributes)));
+    let (allowed, reason) = api.authorizer.explain(user, &attributes);
+    status.set("allowed", Value::Bool(allowed));
+    if let Some(reason) = reason {
+        status.set("reason", reason);
+    }
     status
 }
 
@@ -119,28 +139,25 @@ fn token(api: &Api, object: &Value) -> Value {
     let own = &api.authenticator.audiences;
     let audiences = if asked.is_empty() { own.clone() } else { asked };
     let mut status = Value::Object(Map::default());
-    let found = match api.authenticator.service_account(text, &audiences) {
-        Ok((user, claims)) => {
-            let shared: Vec<String> =
-                audiences.into_iter().filter(|a| claims.aud.contains(a)).collect();
-            Some((user, shared))
-        }
-        Err(_) => api
-            .authenticator
-            .tokens
-            .get(text)
-            .filter(|_| audiences.iter().any(|a| own.contains(a)))
-            .map(|user| (user.clone(), own.clone())),
+    let known = api.authenticator.tokens.get(text);
+    let found = match known.filter(|_| audiences.iter().any(|a| own.contains(a))) {
+        Some(user) => Ok((user.clone(), own.clone())),
+        None => api.authenticator.service_account(text, &audiences).map(|(user, claims)| {
+            (user, audiences.into_iter().filter(|a| claims.aud.contains(a)).collect())
+        }),
     };
     match found {
-        Some((user, audiences)) => {
+        Ok((user, audiences)) => {
             status.set("authenticated", Value::Bool(true));
             status.set("user", user_info(&user));
             status.set("audiences", array(audiences));
         }
-        None => {
+        Err(refusal) => {
             status.set("user", Value::Object(Map::default()));
-            status.set("error", "invalid bearer token");
+            let detail = refusal.to_string();
+            let general = "invalid bearer token".to_owned();
+            let error = if detail.is_empty() { general } else { format!("[{general}, {detail}]") };
+            status.set("error", error);
         }
     }
     status

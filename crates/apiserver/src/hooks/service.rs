@@ -107,13 +107,49 @@ pub(crate) async fn claim(
         service.remove_at(&["spec", "ipFamilies"]);
         service.remove_at(&["spec", "ipFamilyPolicy"]);
     } else {
-        // One family, until the cluster has two ranges.
-        service.set_at(&["spec", "ipFamilies"], Value::Array(vec!["IPv4".into()]));
-        service.set_at(&["spec", "ipFamilyPolicy"], "SingleStack");
+        families(service)?;
     }
     claim_ip(api, service, old, &mut claims)?;
     claim_ports(api, service, old, &mut claims)?;
     Ok(claims)
+}
+
+/// Settles the families of addresses. The cluster has one range, of IPv4; a headless service without a selector may
+/// have whatever addresses somebody gives it.
+fn families(service: &mut Value) -> Result<(), ApiError> {
+    let spec = &service["spec"];
+    let free = spec["clusterIP"].text() == "None" && spec["selector"].is_empty();
+    let policy = spec["ipFamilyPolicy"].text().to_owned();
+    let mut errors = FieldErrors::new();
+    if policy == "RequireDualStack" && !free {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.invalid("spec.ipFamilyPolicy", policy.as_str(), why);
+    }
+    for (i, family) in spec["ipFamilies"].items().iter().enumerate() {
+        if family.text() == "IPv6" && !free {
+            let field = format!("spec.ipFamilies[{i}]");
+            errors.invalid(field, family.clone(), "not configured on this cluster");
+        }
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid("", "Service", api::meta::name(service), errors));
+    }
+    let listed = spec["ipFamilies"].items().to_vec();
+    let policy = match (policy.as_str(), free) {
+        ("", true) if listed.len() != 1 => "RequireDualStack",
+        ("", _) => "SingleStack",
+        (given, _) => given,
+    };
+    let families = match (listed.as_slice(), free && policy != "SingleStack") {
+        ([], true) => vec!["IPv4".into(), "IPv6".into()],
+        ([], false) => vec!["IPv4".into()],
+        ([one], true) if one.text() == "IPv6" => vec!["IPv6".into(), "IPv4".into()],
+        ([_], true) => vec!["IPv4".into(), "IPv6".into()],
+        (given, _) => given.to_vec(),
+    };
+    service.set_at(&["spec", "ipFamilyPolicy"], policy);
+    service.set_at(&["spec", "ipFamilies"], Value::Array(families));
+    Ok(())
 }
 
 fn claim_ip(
@@ -178,10 +214,7 @@ fn given_address(api: &Api, service: &Value, wanted: &str) -> Result<Ipv4Addr, A
     let network = &api.network;
     let address: Option<Ipv4Addr> = wanted.parse().ok();
     let Some(address) = address.filter(|a| network.contains(*a)) else {
-        return Err(refuse(format!(
-            "the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {}/{}",
-            network.base, network.prefix
-        )));
+        return Err(refuse("the provided network does not match the current range".into()));
     };
     if api.cache.shelf("ipaddresses").get(wanted).is_some() {
         return Err(refuse("provided IP is already allocated".into()));
@@ -303,6 +336,28 @@ pub(crate) fn release(_: &Api, service: &Value) -> Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_are_settled_for_one_range() {
+        let cases = [
+            (r#"{}"#, Some(("SingleStack", 1))),
+            (r#"{"ipFamilyPolicy":"PreferDualStack"}"#, Some(("PreferDualStack", 1))),
+            (r#"{"ipFamilyPolicy":"RequireDualStack"}"#, None),
+            (r#"{"ipFamilies":["IPv6"]}"#, None),
+            (r#"{"clusterIP":"None"}"#, Some(("RequireDualStack", 2))),
+            (r#"{"clusterIP":"None","selector":{"a":"b"}}"#, Some(("SingleStack", 1))),
+            (r#"{"clusterIP":"None","ipFamilies":["IPv6"]}"#, Some(("SingleStack", 1))),
+        ];
+        for (spec, wanted) in cases {
+            let mut service = Value::object();
+            service.set("spec", api::codec::json::parse(spec.as_bytes()).unwrap());
+            let settled = families(&mut service).ok().map(|()| {
+                let spec = &service["spec"];
+                (spec["ipFamilyPolicy"].text(), spec["ipFamilies"].items().len())
+            });
+            assert_eq!(settled, wanted, "{spec}");
+        }
+    }
 
     #[test]
     fn a_network_is_read_and_knows_its_addresses() {

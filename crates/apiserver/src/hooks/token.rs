@@ -25,18 +25,15 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
         .ok_or_else(|| request.not_found())?
         .parse();
     api::defaults::apply(&mut asked, &row(api));
+    if let Some(spec) = asked.get_mut("spec") {
+        spec.default_to("expirationSeconds", LIFE_DEFAULT_S);
+    }
+    let now = api.clock.now();
+    let writer = api::patch::apply::Writer { manager: &options.manager, subresource: "token", now };
+    api::patch::apply::track_update(None, &mut asked, &row(api), writer);
     check(&asked)?;
     let life_s = asked.int_at(&["spec", "expirationSeconds"]).unwrap_or(LIFE_DEFAULT_S).min(YEAR);
-    let audiences: Vec<String> = asked
-        .at(&["spec", "audiences"])
-        .map(Value::items)
-        .unwrap_or_default()
-        .iter()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    let audiences =
-        if audiences.is_empty() { api.authenticator.audiences.clone() } else { audiences };
+    let audiences = audiences(api, &asked);
     let mut bound = Bound {
         namespace: request.namespace.clone(),
         serviceaccount: Reference {
@@ -46,7 +43,6 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
         ..Bound::default()
     };
     bind(api, request, &asked, &mut bound).await?;
-    let now = api.clock.now();
     let claims = Claims {
         aud: audiences.clone(),
         exp: now.as_second() + life_s,
@@ -68,12 +64,23 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     asked.set_at(&["spec", "expirationSeconds"], life_s);
     asked.set_at(&["status", "token"], token);
     asked.set_at(&["status", "expirationTimestamp"], api::time::format(expires));
+    if asked.at(&["spec", "boundObjectRef"]).is_none_or(Value::is_empty) {
+        asked.set_at(&["spec", "boundObjectRef"], Value::Null);
+    }
+    asked.set_at(&["metadata", "uid"], uuid::Uuid::new_v4().to_string());
     asked.set_at(&["metadata", "name"], request.name.as_str());
     asked.set_at(&["metadata", "namespace"], request.namespace.as_str());
     asked.set_at(&["metadata", "creationTimestamp"], api::time::format(now));
     let kind = Some(("authentication.k8s.io".to_owned(), "TokenRequest".to_owned()));
     let object = Object { json: asked.to_bytes().into(), kind };
     Ok(Outcome::Object { object, created: true, warnings })
+}
+
+/// Whom the token is for: those asked for, or ourselves.
+fn audiences(api: &Api, asked: &Value) -> Vec<String> {
+    let named = asked.at(&["spec", "audiences"]).map(Value::items).unwrap_or_default();
+    let named: Vec<String> = named.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    if named.is_empty() { api.authenticator.audiences.clone() } else { named }
 }
 
 /// The row of the kind that this subresource takes.
@@ -123,9 +130,10 @@ async fn bind(
         "Secret" => "secrets",
         "Node" => "nodes",
         other => {
+            let version = reference.str_at(&["apiVersion"]).unwrap_or("");
+            let (group, version) = api::catalog::split_api_version(version);
             return Err(ApiError::BadRequest(format!(
-                "cannot bind token for serviceaccount {:?} to object kind {other:?}",
-                request.name
+                "cannot bind token to object of type {group}/{version}, Kind={other}"
             )));
         }
     };

@@ -154,12 +154,11 @@ fn plain_rows(resource: &Resource, list: &mut Vec<Value>) {
 
 /// A short stable digest of a text (FNV-1a), as base64.
 fn hash(text: &str) -> String {
-    use base64::Engine as _;
     let mut state: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in text.bytes() {
         state = (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
-    base64::engine::general_purpose::STANDARD.encode(state.to_be_bytes())
+    format!("{state:016X}")
 }
 
 fn aggregated(catalog: &api::Catalog, legacy: bool, beta: bool) -> HttpResponse {
@@ -258,7 +257,14 @@ pub(crate) fn other(
     Ok(match path {
         "" => reply(&object(&[("paths", texts(&paths(&api.catalog.load())))]), Format::Json),
         "/version" => reply(&version(), Format::Json),
-        "/metrics" => text(ctx.metrics.render()),
+        "/metrics" => {
+            let catalog = api.catalog.load();
+            for row in catalog.all().iter().filter(|row| row.stored) {
+                let objects = api.shelf(row).len();
+                api.metrics.stored(row.resource_name().to_string(), objects);
+            }
+            text(ctx.metrics.render())
+        }
         "/openid/v1/jwks" => {
             let keys = serde_json::to_vec(&api.authenticator.signer.jwks());
             let keys = keys.map_err(|error| ApiError::Internal(error.to_string()))?;

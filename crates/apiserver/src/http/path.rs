@@ -1,5 +1,7 @@
 //! What a request path means.
 
+use crate::layers::rbac::Attributes;
+
 /// A path below `/api` or `/apis`, taken apart. Nothing is decoded or checked against the catalog.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ResourcePath {
@@ -14,6 +16,21 @@ pub(crate) struct ResourcePath {
     pub(crate) rest: String,
     /// The deprecated `/watch/` form.
     pub(crate) watch: bool,
+}
+
+impl ResourcePath {
+    /// What somebody wants who does this here.
+    pub(crate) fn attributes<'a>(&'a self, verb: &'a str) -> Attributes<'a> {
+        Attributes {
+            verb,
+            group: &self.group,
+            resource: &self.resource,
+            subresource: &self.subresource,
+            namespace: &self.namespace,
+            name: &self.name,
+            path: "",
+        }
+    }
 }
 
 /// Where a path leads.
@@ -38,6 +55,9 @@ pub(crate) fn parse(path: &str) -> Target {
         .filter(|s| !s.is_empty())
         .map(|s| percent_encoding::percent_decode_str(s).decode_utf8_lossy().into_owned())
         .collect();
+    if path.contains("//") {
+        return Target::Other;
+    }
     let parts: Vec<&str> = decoded.iter().map(String::as_str).collect();
     match parts.as_slice() {
         ["api"] => Target::Groups { legacy: true },
@@ -124,6 +144,7 @@ mod tests {
             ("/api/v1/namespaces/a/pods/p/log/x", "Other"),
             ("/apis/apps", "Group(\"apps\")"),
             ("/version", "Other"),
+            ("/api/v1/namespaces/a//pods", "Other"),
         ] {
             assert_eq!(read(path), meaning, "{path}");
         }

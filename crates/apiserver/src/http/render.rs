@@ -275,8 +275,17 @@ fn gather(resource: &Resource, list: &List) -> Bytes {
         if index > 0 {
             out.extend_from_slice(b",");
         }
-        if resource.custom || !strip_into(item, version.as_bytes(), kind.as_bytes(), &mut out) {
+        if resource.custom {
             out.extend_from_slice(item);
+        } else if !strip_into(item, version.as_bytes(), kind.as_bytes(), &mut out) {
+            match json::parse(item) {
+                Ok(mut value) => {
+                    value.remove("kind");
+                    value.remove("apiVersion");
+                    out.extend_from_slice(&value.to_bytes());
+                }
+                Err(_) => out.extend_from_slice(item),
+            }
         }
     }
     out.extend_from_slice(b"]}");

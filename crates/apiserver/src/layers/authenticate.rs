@@ -14,6 +14,21 @@ use crate::layers::authorize::Authorizer;
 use crate::layers::rbac::Attributes;
 use crate::storage::cache::Cache;
 
+/// Why a service-account token proves nothing. Only reviews of tokens tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// Not signed by us, or not for now.
+    #[error("")]
+    Unknown,
+    #[error("service account token has expired")]
+    Expired,
+    #[error("token audiences {0:?} is invalid for the target audiences {1:?}")]
+    Audience(Vec<String>, Vec<String>),
+    /// What it is bound to is gone.
+    #[error("service account token has been invalidated")]
+    Unbound,
+}
+
 /// Knows the ways to prove who one is.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
@@ -58,22 +73,28 @@ impl Authenticator {
         if let Some(user) = self.tokens.get(token) {
             return Ok(user.clone());
         }
-        self.service_account(token, &self.audiences).map(|(user, _)| user)
+        let found = self.service_account(token, &self.audiences);
+        found.map(|(user, _)| user).map_err(|_| ApiError::Unauthorized)
     }
 
     /// The user and claims of a service-account token for one of `audiences`.
     ///
     /// # Errors
-    /// 401 when it is not ours, has expired, is for somebody else, or what it is bound to is gone.
+    /// Why it proves nothing.
     pub(crate) fn service_account(
         &self,
         token: &str,
         audiences: &[String],
-    ) -> Result<(User, Claims), ApiError> {
+    ) -> Result<(User, Claims), Refusal> {
         let now = self.clock.now().as_second();
-        let claims = self.signer.verify(token, now).map_err(|_| ApiError::Unauthorized)?;
-        if !claims.aud.iter().any(|a| audiences.contains(a)) || !self.bound(&claims) {
-            return Err(ApiError::Unauthorized);
+        let claims = self.signer.verify(token, now).map_err(|error| {
+            if error.is_expired() { Refusal::Expired } else { Refusal::Unknown }
+        })?;
+        if !claims.aud.iter().any(|a| audiences.contains(a)) {
+            return Err(Refusal::Audience(claims.aud, audiences.to_vec()));
+        }
+        if !self.bound(&claims) {
+            return Err(Refusal::Unbound);
         }
         Ok((claims.user(), claims))
     }
@@ -99,7 +120,8 @@ impl Authenticator {
     }
 }
 
-/// The user to act as: the one that `Impersonate-*` headers name, if `user` may do that.
+/// The user to act as: the one that `Impersonate-*` headers name, if `user` may do that; for everything, or
+/// (KEP-5284) for what is asked here.
 ///
 /// # Errors
 /// 403 when it may not, 400 when the headers name no user.
@@ -107,6 +129,7 @@ pub(crate) fn impersonate(
     user: Arc<User>,
     headers: &HeaderMap,
     authorizer: &Authorizer,
+    ask: &Attributes<'_>,
 ) -> Result<Arc<User>, ApiError> {
     let all = |name: &str| -> Vec<String> {
         let values = headers.get_all(name).iter();
@@ -133,26 +156,18 @@ pub(crate) fn impersonate(
             groups.join(", ")
         )));
     };
-    let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let verb = "impersonate";
-        let ask = Attributes { verb, group, resource, subresource, namespace, name, path: "" };
-        authorizer.check(&user, &ask)
-    };
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    match account {
-        Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account)?,
-        None => may("", "users", "", "", &name)?,
-    }
-    for group in &groups {
-        may("", "groups", "", "", group)?;
-    }
-    if !uid.is_empty() {
-        may("authentication.k8s.io", "uids", "", "", &uid)?;
-    }
-    for (key, values) in &extra {
-        for value in values {
-            may("authentication.k8s.io", "userextras", key, "", value)?;
-        }
+    let wanted = Wanted { name: &name, account, groups: &groups, uid: &uid, extra: &extra };
+    let mode = if account.is_some() { "serviceaccount" } else { "user-info" };
+    let on_behalf = format!("impersonate-on:{mode}:{}", ask.verb);
+    let on_behalf = Attributes { verb: &on_behalf, ..*ask };
+    let limited = || {
+        authorizer.check(&user, &on_behalf)?;
+        let identity = format!("impersonate:{mode}");
+        wanted.check(&user, authorizer, &identity, "authentication.k8s.io")
+    };
+    if wanted.check(&user, authorizer, "impersonate", "").is_err() {
+        limited()?;
     }
     if groups.is_empty()
         && let Some((namespace, _)) = account
@@ -171,4 +186,46 @@ pub(crate) fn impersonate(
         groups.push(class.to_owned());
     }
     Ok(Arc::new(User { name, uid, groups, extra }))
+}
+
+/// Whom somebody wants to be.
+struct Wanted<'a> {
+    name: &'a str,
+    /// Namespace and name of a service account.
+    account: Option<(&'a str, &'a str)>,
+    groups: &'a [String],
+    uid: &'a str,
+    extra: &'a BTreeMap<String, Vec<String>>,
+}
+
+impl Wanted<'_> {
+    /// Whether `user` may be all of that; `group` is where users, groups and accounts are asked for.
+    fn check(
+        &self,
+        user: &User,
+        authorizer: &Authorizer,
+        verb: &str,
+        group: &str,
+    ) -> Result<(), ApiError> {
+        let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
+            let ask = Attributes { verb, group, resource, subresource, namespace, name, path: "" };
+            authorizer.check(user, &ask)
+        };
+        match self.account {
+            Some((namespace, name)) => may(group, "serviceaccounts", "", namespace, name)?,
+            None => may(group, "users", "", "", self.name)?,
+        }
+        for name in self.groups {
+            may(group, "groups", "", "", name)?;
+        }
+        if !self.uid.is_empty() {
+            may("authentication.k8s.io", "uids", "", "", self.uid)?;
+        }
+        for (key, values) in self.extra {
+            for value in values {
+                may("authentication.k8s.io", "userextras", key, "", value)?;
+            }
+        }
+        Ok(())
+    }
 }

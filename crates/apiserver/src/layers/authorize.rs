@@ -57,6 +57,17 @@ impl Authorizer {
             || self.with_policy(|policy| policy.allows(user, ask))
     }
 
+    /// Whether `user` may do what is asked, and what RBAC says of it.
+    pub(crate) fn explain(&self, user: &User, ask: &Attributes<'_>) -> (bool, Option<String>) {
+        if user.in_group(auth::identity::MASTERS)
+            || user.node().is_some_and(|node| self.node_allows(node, ask))
+        {
+            return (true, None);
+        }
+        let source = self.with_policy(|policy| policy.source(user, ask));
+        (source.is_some(), source.map(|source| format!("RBAC: allowed by {source}")))
+    }
+
     /// The same as a result.
     ///
     /// # Errors

@@ -140,6 +140,8 @@ struct Grant {
     /// Empty: everywhere.
     namespace: String,
     rules: Arc<Vec<Rule>>,
+    /// Binding, role and subject, as reviews name them.
+    source: Arc<str>,
 }
 
 /// All bindings, by whom they bind.
@@ -187,19 +189,30 @@ impl Policy {
         let Some(rules) = self.role(if kind == "Role" { namespace } else { "" }, name) else {
             return;
         };
-        let grant = Grant { namespace: namespace.to_owned(), rules };
+        let place = if namespace.is_empty() { String::new() } else { format!("/{namespace}") };
+        let bound = if namespace.is_empty() { "ClusterRoleBinding" } else { "RoleBinding" };
+        let binding_name = format!("{}{place}", meta(binding, "name"));
         for subject in binding.get("subjects").map(Value::items).unwrap_or_default() {
-            let name = subject.str_at(&["name"]).unwrap_or("").to_owned();
-            match subject.str_at(&["kind"]) {
-                Some("User") => self.users.entry(name).or_default().push(grant.clone()),
-                Some("Group") => self.groups.entry(name).or_default().push(grant.clone()),
-                Some("ServiceAccount") => {
-                    let home = subject.str_at(&["namespace"]).unwrap_or(namespace);
-                    let user = format!("system:serviceaccount:{home}:{name}");
-                    self.users.entry(user).or_default().push(grant.clone());
+            let who = subject.str_at(&["name"]).unwrap_or("").to_owned();
+            let subject_kind = subject.str_at(&["kind"]).unwrap_or("");
+            let home = subject.str_at(&["namespace"]).unwrap_or(namespace);
+            let (index, key, shown) = match subject_kind {
+                "User" => (&mut self.users, who.clone(), who),
+                "Group" => (&mut self.groups, who.clone(), who),
+                "ServiceAccount" => {
+                    let user = format!("system:serviceaccount:{home}:{who}");
+                    (&mut self.users, user, format!("{who}/{home}"))
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            let source =
+                format!("{bound} {binding_name:?} of {kind} {name:?} to {subject_kind} {shown:?}");
+            let grant = Grant {
+                namespace: namespace.to_owned(),
+                rules: rules.clone(),
+                source: source.into(),
+            };
+            index.entry(key).or_default().push(grant);
         }
     }
 
@@ -226,8 +239,17 @@ impl Policy {
 
     /// Whether some binding lets `user` do this.
     pub(crate) fn allows(&self, user: &User, ask: &Attributes<'_>) -> bool {
-        user.in_group(auth::identity::MASTERS)
-            || self.rules(user, ask.namespace).any(|rule| rule.allows(ask))
+        user.in_group(auth::identity::MASTERS) || self.source(user, ask).is_some()
+    }
+
+    /// The binding that lets `user` do this, in words.
+    pub(crate) fn source(&self, user: &User, ask: &Attributes<'_>) -> Option<Arc<str>> {
+        let holds = |grant: &&Grant| grant.namespace.is_empty() || grant.namespace == ask.namespace;
+        let found = self
+            .grants(user)
+            .filter(holds)
+            .find(|grant| grant.rules.iter().any(|rule| rule.allows(ask)));
+        found.map(|grant| grant.source.clone())
     }
 }
 
@@ -282,6 +304,10 @@ mod tests {
         });
         let user = User::authenticated("system:serviceaccount:home:sa", &[]);
         assert!(policy.allows(&user, &ask("get", "pods", "")));
+        assert_eq!(
+            policy.source(&user, &ask("get", "pods", "")).as_deref(),
+            Some(r#"RoleBinding "b/ns" of ClusterRole "r" to ServiceAccount "sa/home""#)
+        );
         let elsewhere = Attributes { namespace: "other", ..ask("get", "pods", "") };
         assert!(!policy.allows(&user, &elsewhere));
     }

@@ -16,7 +16,7 @@ use crate::storage::entry::Entry;
 /// Names tried for one `generateName`.
 const GENERATE_TRIES: usize = 8;
 /// Times a claim (an address, a port) is tried again after somebody else took it.
-const CLAIM_TRIES: usize = 16;
+const CLAIM_TRIES: usize = 64;
 
 impl Api {
     pub(crate) async fn create(
@@ -55,17 +55,20 @@ impl Api {
             let candidate = self.prepare(request, object.clone(), track, warnings).await?;
             if dry_run {
                 if self.exists(resource, &candidate).await? {
-                    return Err(taken(resource, &candidate, false));
+                    return Err(taken(resource, &candidate));
                 }
-                return Ok(Entry::new(&super::commit::stored_bytes(resource, &candidate), 0));
+                // Shows what it would get; nothing is claimed.
+                let mut shown = candidate;
+                hooks::on_write(self, resource, &mut shown, None).await?;
+                return Ok(Entry::new(&super::commit::stored_bytes(resource, &shown), 0));
             }
             match self.store_new(resource, &candidate).await? {
                 Some(entry) => return Ok(entry),
                 None if generated => warnings.clear(),
-                None => return Err(taken(resource, &candidate, false)),
+                None => return Err(taken(resource, &candidate)),
             }
         }
-        Err(taken(resource, &object, true))
+        Err(taken(resource, &object))
     }
 
     async fn exists(&self, resource: &Resource, object: &Value) -> Result<bool, ApiError> {
@@ -85,10 +88,13 @@ impl Api {
             match self.put(resource, &object, 0, claims).await? {
                 Committed::Done(entry) => return Ok(Some(entry)),
                 Committed::Changed(_) => return Ok(None),
-                Committed::ClaimTaken => {}
+                // Somebody else took it: look again when we can see that.
+                Committed::ClaimTaken => {
+                    self.catch_up().await?;
+                }
             }
         }
-        Err(ApiError::Internal("could not claim an address or port; try again".into()))
+        Err(ApiError::Internal("could not claim what the object needs; try again".into()))
     }
 
     /// Everything between the body and the transaction.
@@ -101,13 +107,17 @@ impl Api {
     ) -> Result<Value, ApiError> {
         let resource = &request.resource;
         if !api::meta::resource_version(&object).is_empty() {
-            return Err(ApiError::BadRequest(
+            return Err(ApiError::Unexpected(
                 "resourceVersion should not be set on objects to be created".into(),
             ));
         }
         api::defaults::apply(&mut object, resource);
         let now = self.clock.now();
         track.record(None, &mut object, request, now);
+        if api::meta::name(&object).is_empty() && !api::meta::generate_name(&object).is_empty() {
+            let name = api::name::generate(api::meta::generate_name(&object), rand::random());
+            api::meta::set(&mut object, "name", name);
+        }
         let mut review = admission::Review {
             api: self,
             request,
@@ -123,13 +133,14 @@ impl Api {
         strategy::prepare_for_create(&mut object, resource, birth);
         api::defaults::apply(&mut object, resource);
         hooks::complete(self, resource, &mut object, None);
+        hooks::sign(request, &mut object);
         let errors = api::rules::validate_create(resource, &object);
         if !errors.is_empty() {
             let name = match api::meta::name(&object) {
                 "" => api::meta::generate_name(&object),
                 name => name,
             };
-            return Err(ApiError::invalid(&resource.group, &resource.kind, name, errors));
+            return Err(ApiError::invalid(&resource.storage_group, &resource.kind, name, errors));
         }
         warnings.extend(api::rules::warnings(resource, &object, None));
         let mut review = admission::Review {
@@ -184,11 +195,11 @@ impl Track<'_> {
     }
 }
 
-fn taken(resource: &Resource, object: &Value, generated: bool) -> ApiError {
+fn taken(resource: &Resource, object: &Value) -> ApiError {
     let name = api::meta::name(object).to_owned();
     let resource = resource.resource_name();
-    if generated {
-        return ApiError::GeneratedNameTaken { resource, name };
+    if api::meta::generate_name(object).is_empty() {
+        return ApiError::AlreadyExists { resource, name };
     }
-    ApiError::AlreadyExists { resource, name }
+    ApiError::GeneratedNameTaken { resource, name }
 }

@@ -45,13 +45,16 @@ impl Api {
         check(options)?;
         let (entry, gone) = self.delete_one(request, options).await?;
         let resource = &request.resource;
+        let unsaid = options.propagation.is_none() && options.orphan.is_none();
+        let warning = hooks::orphan_warning(resource).filter(|_| unsaid);
+        let warnings: Vec<String> = warning.map(str::to_owned).into_iter().collect();
         if gone && !hooks::returns_deleted(resource) {
             let uid = api::meta::uid(&entry.parse()).to_owned();
             let status = success(resource, &request.name, &uid);
-            return Ok(Outcome::Status { status, code: 200, warnings: Vec::new() });
+            return Ok(Outcome::Status { status, code: 200, warnings });
         }
         let object = Object { json: self.serve(resource, &entry), kind: None };
-        Ok(Outcome::Object { object, created: false, warnings: Vec::new() })
+        Ok(Outcome::Object { object, created: false, warnings })
     }
 
     /// Deletes one object; the object as it last was, and whether it is gone.
@@ -102,7 +105,16 @@ impl Api {
                 }
                 Step::Mark(object) => {
                     let claims = super::commit::Claims::default();
-                    (self.put(resource, &object, entry.revision, claims).await?, false)
+                    let marked = self.put(resource, &object, entry.revision, claims).await?;
+                    if let Committed::Done(now) = &marked
+                        && released(resource, &object)
+                    {
+                        // Watchers see that its time is over before they see it gone.
+                        current = Some(now.clone());
+                        fresh = true;
+                        continue;
+                    }
+                    (marked, false)
                 }
             };
             match committed {
@@ -205,7 +217,8 @@ fn decide(
     }
     hooks::on_mark(resource, object);
     let left = object.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
-    if !held && left == 0 {
+    let cut_short = deleting && !held && *object != before && !options.dry_run;
+    if !held && left == 0 && !cut_short {
         return Step::Remove(Box::new(object.clone()));
     }
     if *object == before { Step::Nothing } else { Step::Mark(Box::new(object.clone())) }

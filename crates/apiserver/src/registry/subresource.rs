@@ -72,7 +72,13 @@ impl Api {
             errors.required("target.name", "");
         }
         if !errors.is_empty() {
-            return Err(ApiError::invalid("", "Binding", &request.name, errors));
+            // Upstream does not dress these.
+            let each: Vec<String> =
+                errors.iter().map(|e| format!("{}: {}", e.field, e.message())).collect();
+            return Err(ApiError::Unexpected(match each.as_slice() {
+                [one] => one.clone(),
+                many => format!("[{}]", many.join(", ")),
+            }));
         }
         let uid = api::meta::uid(&binding).to_owned();
         self.bind(request, &uid, &node, options).await?;
@@ -141,6 +147,12 @@ impl Api {
         let mut warnings = Vec::new();
         let row = kind_row(self, "policy", "v1", "Eviction");
         let mut eviction = decode::object(body, &row, options.validation, &mut warnings)?;
+        let own = api::meta::name(&eviction);
+        if !own.is_empty() && own != request.name {
+            return Err(ApiError::bad_request(
+                "name in URL does not match name in Eviction object",
+            ));
+        }
         decode::place(&mut eviction, &request.namespace, &request.name)?;
         let text = |path: &[&str]| eviction.str_at(path).map(str::to_owned);
         let delete = DeleteOptions {

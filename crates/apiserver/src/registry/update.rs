@@ -12,7 +12,9 @@ use super::create::Track;
 use super::{Api, decode};
 use crate::admission;
 use crate::hooks;
-use crate::request::{Body, Format, Object, Outcome, PatchType, Request, WriteOptions};
+use crate::request::{
+    Body, FieldValidation, Format, Object, Outcome, PatchType, Request, WriteOptions,
+};
 use crate::storage::entry::Entry;
 
 /// Attempts of one update against concurrent writers.
@@ -49,6 +51,12 @@ impl Api {
         let resource = &request.resource;
         let mut object = decode::object(body, resource, options.validation, &mut warnings)?;
         let namespace = if resource.namespaced { request.namespace.as_str() } else { "" };
+        if api::meta::name(&object).is_empty() {
+            return Err(ApiError::BadRequest(format!(
+                "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                request.name
+            )));
+        }
         decode::place(&mut object, namespace, &request.name)?;
         let version = api::meta::resource_version(&object).to_owned();
         if version.is_empty() && resource.update_needs_version {
@@ -110,9 +118,24 @@ impl Api {
                     target
                 }
             };
-            let decoded = api::codec::json::conform(patched, &resource.schema)
-                .map_err(|detail| patched_badly(resource, &detail.message()))?;
+            let shown = patched.clone();
+            let decoded =
+                api::codec::json::conform(patched, &resource.schema).map_err(|error| {
+                    let detail = match &error {
+                        api::codec::DecodeError::Mismatch { wanted, .. }
+                            if kind == PatchType::Strategic =>
+                        {
+                            format!("unrecognized type: {wanted}")
+                        }
+                        other => other.message(),
+                    };
+                    patched_badly(&shown, detail)
+                })?;
             let mut warnings = Vec::new();
+            if options.validation == FieldValidation::Strict && !decoded.strict.is_empty() {
+                let all = decoded.strict.join(", ");
+                return Err(patched_badly(&shown, format!("strict decoding error: {all}")));
+            }
             decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
             let version = api::meta::resource_version(&decoded.value);
             let pinned = version != api::meta::resource_version(old);
@@ -145,6 +168,12 @@ impl Api {
         .map_err(|error| {
             ApiError::BadRequest(format!("error decoding YAML: {}", error.message()))
         })?;
+        if options.validation == FieldValidation::Strict && !decoded.strict.is_empty() {
+            return Err(ApiError::BadRequest(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {}",
+                decoded.strict.join(", ")
+            )));
+        }
         decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
         let patch = decoded.value;
         check_applied(&patch, resource)?;
@@ -235,7 +264,9 @@ impl Api {
                     current = now;
                     fresh = true;
                 }
-                Committed::ClaimTaken => {}
+                Committed::ClaimTaken => {
+                    self.catch_up().await?;
+                }
             }
             if pinned && attempt + 1 >= PINNED_TRIES {
                 break;
@@ -326,10 +357,15 @@ impl Api {
             "" => api::rules::validate_update(resource, &object, old),
             // What these write is not the client's own choice.
             "binding" | "finalize" => api::error::FieldErrors::new(),
-            _ => api::rules::validate_status_update(resource, &object, old),
+            _ => {
+                let mut errors = api::rules::validate_status_update(resource, &object, old);
+                hooks::check_subresource(request, &object, old, &mut errors);
+                errors
+            }
         };
         if !errors.is_empty() {
-            return Err(ApiError::invalid(&resource.group, &resource.kind, &request.name, errors));
+            let group = &resource.storage_group;
+            return Err(ApiError::invalid(group, &resource.kind, &request.name, errors));
         }
         warnings.extend(api::rules::warnings(resource, &object, Some(old)));
         let mut review = admission::Review {
@@ -377,11 +413,11 @@ fn same_kind(object: &mut Value, old: &Value, resource: &Resource) -> Result<(),
     Ok(())
 }
 
-fn patched_badly(resource: &Resource, detail: &str) -> ApiError {
-    ApiError::Unprocessable(format!(
-        "{} in version {:?} cannot be handled as a {}: {detail}",
-        resource.kind, resource.version, resource.kind
-    ))
+/// A patch whose result is no object of its kind; the result is shown as text, as upstream does.
+fn patched_badly(patched: &Value, detail: String) -> ApiError {
+    let mut errors = api::error::FieldErrors::new();
+    errors.invalid("patch", patched.to_string(), detail);
+    ApiError::invalid("", "", "", errors)
 }
 
 /// What an apply configuration must and must not say of itself.

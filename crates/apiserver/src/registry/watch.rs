@@ -200,7 +200,12 @@ impl Api {
             watcher.at = self.reach(&list.version).await?;
             self.initial(&mut watcher, options);
         } else {
-            watcher.at = parse_version(&list.version)?;
+            watcher.at = parse_version(&list.version).map_err(|_| {
+                let text = &list.version;
+                ApiError::Unexpected(format!(
+                    "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                ))
+            })?;
             self.reach(&list.version).await?;
         }
         Ok(Outcome::Watch(Box::new(watcher)))

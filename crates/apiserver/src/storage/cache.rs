@@ -20,7 +20,7 @@ use super::keys;
 /// Recent changes kept per resource, for watches that start or go on in the past.
 const LOG_EVENTS_MAX: usize = 8192;
 /// How long a read waits for the cache to catch up with the store.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// A change of one object.
 #[derive(Debug)]
@@ -94,6 +94,11 @@ impl Shelf {
             .map(|(key, entry)| (key.clone(), entry.clone()))
             .collect();
         (found, state.changed)
+    }
+
+    /// How many objects there are.
+    pub(crate) fn len(&self) -> usize {
+        self.state.read().objects.len()
     }
 
     /// The revision of the last change.
