@@ -12,16 +12,11 @@ use bytes::Bytes;
 use prost::Message;
 use wire::etcdserverpb as etcd;
 
-#[path = "../../crates/apiserver/src/http/path.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs)]
-mod request_path;
-
 /// A target: its name, the function, and inputs to begin with.
 pub type Target = (&'static str, fn(&[u8]), &'static [&'static [u8]]);
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    ("path", path, &[b"/apis/apps/v1/namespaces/a%2Fb/deployments/web/scale", b"/api/v1/watch/pods"]),
     ("label_selector", label_selector, &[b"a=b,c!=d,!e,f in (g,h),i notin (j),k>1", b"x.y/z=,,"]),
     ("field_selector", field_selector, &[b"metadata.name=a,spec.nodeName!=b\\,c"]),
     ("quantity", quantity, &[b"1.5Gi", b"-100m", b"12e6", b"0.000000001", b"9223372036854775807Ei"]),
@@ -56,11 +51,6 @@ fn typed(data: &[u8]) -> Option<(&'static Type, &[u8])> {
 fn two(data: &[u8]) -> Option<(Value, Value)> {
     let middle = data.iter().position(|byte| *byte == 0)?;
     Some((json::parse(&data[..middle]).ok()?, json::parse(&data[middle + 1..]).ok()?))
-}
-
-/// The path of a request.
-pub fn path(data: &[u8]) {
-    let _target = request_path::parse(text(data));
 }
 
 /// A label selector, as a query says it.
