@@ -32,12 +32,12 @@ up:
 down:
     cargo run --bin ironclad -- down --data-dir target/cluster --purge
 
+# write the reference pages that tests compare with the code
+bless:
+    BLESS=1 cargo test -p integration-tests --test docs
+
 # how quick and how small a one-node cluster is (needs root); the figures of docs/benchmarks.md
 bench-cluster:
     cargo build --release --bin ironclad
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
     cargo bench -p integration-tests --bench cluster
-
-# write the reference pages that tests compare with the code
-bless:
-    BLESS=1 cargo test -p integration-tests --test docs

@@ -55,7 +55,10 @@ const CRATES: &[(&str, f64, &[&str])] = &[
 /// The most lines of code of a file, without tests, comments and blank lines.
 const FILE_LINES_MAX: usize = 600;
 /// Files that are longer, and why.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] =
+    &[("crates/node-agent/src/runtime.rs", "the one file that may name CRI types")];
+/// The command's own, which is the table of its subcommands and no daemon's start.
+const MAIN_OF_COMMANDS: &str = "crates/cli/src/main.rs";
 const MAIN_LINES_MAX: usize = 60;
 
 /// Foreign types, and the only files that may name them.
@@ -142,6 +145,7 @@ fn files_are_short() {
         }
         if source.path.ends_with("/main.rs")
             && source.path.starts_with("crates/")
+            && source.path != MAIN_OF_COMMANDS
             && source.lines().count() > MAIN_LINES_MAX
         {
             found.push(format!("{}: more than {MAIN_LINES_MAX} lines", source.path));
