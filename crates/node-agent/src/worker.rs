@@ -88,7 +88,8 @@ pub(crate) struct Worker {
     messages: HashMap<String, String>,
     starter: Starter,
     finished: bool,
-    refreshed: Duration,
+    /// When what it refers to was read last by us; an agent that adopts a pod has yet to.
+    refreshed: Option<Duration>,
 }
 
 impl Worker {
@@ -96,7 +97,7 @@ impl Worker {
         let probes = Probes::new(shared.clone(), inbox.clone());
         let starter = Starter::new(shared.clone());
         let local = Local { start_time: Some(shared.ctx.clock.now()), ..Local::default() };
-        let (said, messages, refreshed) = (None, HashMap::new(), Duration::ZERO);
+        let (said, messages, refreshed) = (None, HashMap::new(), None);
         Self {
             shared,
             uid,
@@ -166,6 +167,10 @@ impl Worker {
                 self.refresh(&pod, &seen).await;
             }
             return Ok(Next::Wait(self.wait(&outcome, &pod, now)));
+        }
+        if outcome.steps.iter().any(|step| matches!(step, Step::CreateSandbox { .. })) {
+            // Its volumes are made from what is read then.
+            self.refreshed = Some(self.shared.ctx.clock.monotonic());
         }
         self.take(&pod, &seen, outcome, now).await?;
         Ok(Next::Again)
@@ -462,10 +467,11 @@ impl Worker {
 
     async fn refresh(&mut self, pod: &Arc<Pod>, seen: &RuntimePod) {
         let now = self.shared.ctx.clock.monotonic();
-        if !crate::volumes::changes(pod) || now.saturating_sub(self.refreshed) < REFRESH {
+        let fresh = self.refreshed.is_some_and(|at| now.saturating_sub(at) < REFRESH);
+        if fresh || !crate::volumes::changes(pod) {
             return;
         }
-        self.refreshed = now;
+        self.refreshed = Some(now);
         let ips = seen.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default();
         if let Err(error) = self.starter.volumes(pod, ips).await {
             tracing::warn!(pod = self.uid, error, "volumes not refreshed");
