@@ -31,6 +31,7 @@ const CRATES: &[(&str, f64, &[&str])] = &[
     ("dns", 1.3, &["api", "client", "daemon"]),
     ("ingress", 1.5, &["api", "client", "daemon"]),
     (
+        // Planned were 3.5: describe, rollout and the live status of `up`.
         "cli",
         6.0,
         &[
