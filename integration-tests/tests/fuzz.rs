@@ -1,7 +1,7 @@
 //! Feeds the fuzz targets from their seeds, changed at random, in the normal test run.
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 #[path = "../../fuzz/src/lib.rs"]
 #[allow(unreachable_pub)] // a crate of its own elsewhere
@@ -76,7 +76,9 @@ fn feed(name: &str) {
             .prop_map(|(seed, changes)| changed(seed, &changes)),
     ];
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
-    let run = TestRunner::new(config).run(&input, |bytes| {
+    // The same inputs in every run: new ones are for `cargo fuzz`, which has the time.
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let run = TestRunner::new_with_rng(config, rng).run(&input, |bytes| {
         target(&bytes);
         Ok(())
     });

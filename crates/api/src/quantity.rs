@@ -140,43 +140,45 @@ fn suffix_scale(suffix: &str) -> Option<(Format, u32, i32)> {
     })
 }
 
-/// Digits times base^exponent in billionths, rounded up, capped at what 64 bits hold.
+/// As many billionths as 64 bits hold ones.
+const CAP: i128 = i64::MAX as i128 * NANO;
+/// More digits than this are more than [`CAP`].
+const CAP_DIGITS: usize = 28;
+
+/// Digits times base^exponent in billionths, rounded up, capped at [`CAP`].
 fn scale(whole: &str, fraction: &str, base: u32, exponent: i32) -> i128 {
-    let cap = i128::from(i64::MAX) * NANO;
-    let digits = whole.trim_start_matches('0');
-    let fraction = fraction.trim_end_matches('0');
-    if digits.is_empty() && fraction.is_empty() {
-        return 0;
+    let (whole, fraction) = (whole.trim_start_matches('0'), fraction.trim_end_matches('0'));
+    if base == 2 { binary(whole, fraction, exponent) } else { decimal(whole, fraction, exponent) }
+}
+
+fn decimal(whole: &str, fraction: &str, exponent: i32) -> i128 {
+    let digits = format!("{whole}{fraction}");
+    let digits = digits.trim_start_matches('0');
+    let places = i32::try_from(fraction.len()).unwrap_or(i32::MAX);
+    let shift = exponent.saturating_add(9).saturating_sub(places);
+    let zeros = usize::try_from(shift).unwrap_or(0);
+    // What lies behind the last billionth only rounds up.
+    let behind = usize::try_from(shift.saturating_neg()).unwrap_or(0).min(digits.len());
+    let (kept, lost) = digits.split_at(digits.len() - behind);
+    if !kept.is_empty() && kept.len().saturating_add(zeros) > CAP_DIGITS {
+        return CAP;
     }
-    if digits.len() > 24 {
-        return cap;
+    let kept = if kept.is_empty() { "0" } else { kept };
+    let n = format!("{kept}{}", "0".repeat(zeros.min(CAP_DIGITS))).parse().unwrap_or(CAP);
+    (n + i128::from(lost.bytes().any(|digit| digit != b'0'))).min(CAP)
+}
+
+fn binary(whole: &str, fraction: &str, exponent: i32) -> i128 {
+    const PLACES: usize = 12;
+    if whole.len() > CAP_DIGITS - 9 {
+        return CAP;
     }
-    // More than 30 fraction digits cannot matter beyond rounding up.
-    let (kept, lost) = fraction.split_at(fraction.len().min(12));
-    let Ok(mut n) = format!("{digits}{kept}").parse::<i128>() else { return cap };
-    let mut shift = 9 - i32::try_from(kept.len()).unwrap_or(12);
-    let mut round = !lost.is_empty();
-    if base == 2 {
-        n = match n.checked_mul(1_i128 << exponent) {
-            Some(n) => n,
-            None => return cap,
-        };
-    } else {
-        shift = shift.saturating_add(exponent);
-    }
-    while shift > 0 {
-        n = match n.checked_mul(10) {
-            Some(n) if n <= cap.saturating_mul(1000) => n,
-            _ => return cap,
-        };
-        shift -= 1;
-    }
-    while shift < 0 && n > 0 {
-        round |= n % 10 != 0;
-        n /= 10;
-        shift += 1;
-    }
-    (n + i128::from(round)).min(cap)
+    // More places than these cannot matter beyond rounding up.
+    let (kept, lost) = fraction.split_at(fraction.len().min(PLACES));
+    let n: i128 = format!("{whole}{kept:0<PLACES$}").parse().unwrap_or(0);
+    let Some(n) = n.checked_mul(1 << exponent) else { return CAP };
+    let n = n.saturating_add(i128::from(!lost.is_empty()));
+    div_up(n, 1000).min(CAP)
 }
 
 fn div_up(n: i128, d: i128) -> i128 {
@@ -271,6 +273,14 @@ mod tests {
             ("12e6", "12e6"),
             ("1n", "1n"),
             ("0.0000000001", "1n"),
+            ("0e9999", "0"),
+            ("1e-9999", "1e-9"),
+            ("1063382396627382085148538307n", "1063382396627382085148538307n"),
+            ("1.0000000000001E", "1000000000000100k"),
+            ("0.0000000000000000001E", "100m"),
+            ("9223372036854775808", "9223372036854775807"),
+            ("1e9999", "9223372036854775807"),
+            ("9Ei", "9223372036854775807"),
         ] {
             assert_eq!(canonical(text).as_deref(), Some(want), "{text}");
         }
