@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 const IMAGE: &str = "ironclad/demo:0.1.0";
 /// The least number of requests that makes a load steady.
 const REQUESTS_MIN: u64 = 200;
+/// How many answers in a row must be the new page for the old pods to be called gone.
+const SAME_ANSWERS_MIN: usize = 20;
 /// How soon after its verdict a pod must be out of its Services.
 const OUT_MAX: Duration = Duration::from_secs(1);
 
@@ -90,6 +92,19 @@ async fn answers(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until every pod behind the address answers with this page. A rollout is complete when its last old pod is
+/// told to stop; that pod leaves the Service some milliseconds later, and until then answers as before.
+async fn answers_only(address: &str, page: &str) -> anyhow::Result<()> {
+    let (deadline, page) = (Instant::now() + Duration::from_secs(10), format!("\r\n\r\n{page}\n"));
+    let mut same = 0;
+    while same < SAME_ANSWERS_MIN {
+        let answer = fetch(address, "/").await?;
+        same = if answer.contains(&page) { same + 1 } else { 0 };
+        ensure!(Instant::now() < deadline, "wanted {page:?}, still answers {answer:?}");
+    }
+    Ok(())
+}
+
 async fn rollout() -> anyhow::Result<()> {
     let cluster = Cluster::with_node()?;
     cluster.up()?;
@@ -111,7 +126,7 @@ async fn rollout() -> anyhow::Result<()> {
     let env = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/env/0/value", "value": "two"}]);
     seen.client.patch::<Deployment>("default", "web", "", Patch::Json(env)).await?;
     seen.rolled_out("web").await?;
-    ensure!(fetch(&address, "/").await?.contains("\r\n\r\ntwo\n"), "not the new environment");
+    answers_only(&address, "two").await?;
     let image = json!([{
         "op": "replace", "path": "/spec/template/spec/containers/0/image",
         "value": format!("docker.io/{IMAGE}"),
@@ -125,7 +140,7 @@ async fn rollout() -> anyhow::Result<()> {
     let undo = json!([{"op": "replace", "path": "/spec/template", "value": template}]);
     seen.client.patch::<Deployment>("default", "web", "", Patch::Json(undo)).await?;
     let deployment = seen.rolled_out("web").await?;
-    ensure!(fetch(&address, "/").await?.contains("\r\n\r\none\n"), "not the old environment");
+    answers_only(&address, "one").await?;
     ensure!(deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "4");
     let sets = seen.all::<ReplicaSet>();
     ensure!(sets.len() == 3, "a known template makes no new ReplicaSet: {sets:#?}");
