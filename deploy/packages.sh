@@ -20,4 +20,16 @@ BUILD_PACKAGES=(build-essential cmake pkg-config protobuf-compiler libprotobuf-d
 # What a node takes.
 NODE_PACKAGES=(containerd runc containernetworking-plugins nftables iproute2)
 # What tests compare with and look with.
-TEST_PACKAGES=(etcd-client etcd-server conntrack curl)
+TEST_PACKAGES=(etcd-client etcd-server conntrack curl qemu-system-x86 busybox-static cpio e2fsprogs)
+
+# fetch_vm_kernel: Debian's cloud kernel for the virtual machines of tests, unpacked in the cache and not installed.
+fetch_vm_kernel() {
+  local cache="${XDG_CACHE_HOME:-$HOME/.cache}/ironclad-vm" package
+  [ -d "$cache/lib/modules" ] && return 0
+  package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ {print $2; exit}')
+  echo "fetching $package"
+  local dir; dir=$(mktemp -d)
+  (cd "$dir" && apt-get download -qq "$package" && dpkg -x ./*.deb unpacked)
+  rm -rf "$cache" && mkdir -p "$cache" && cp -a "$dir/unpacked/boot" "$dir/unpacked/lib" "$cache/"
+  rm -rf "$dir"
+}

@@ -9,6 +9,7 @@ pub mod load;
 pub mod machine;
 mod seen;
 pub mod source;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -14,10 +14,15 @@ pub type Test = (&'static str, fn() -> anyhow::Result<()>);
 /// is said.
 #[must_use]
 pub fn run(tests: Vec<Test>) -> ExitCode {
+    run_lacking(&lacks(), tests)
+}
+
+/// The same for tests with needs of their own.
+#[must_use]
+pub fn run_lacking(lacks: &[&str], tests: Vec<Test>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share cgroups and our network namespace.
     arguments.test_threads = Some(1);
-    let lacks = lacks();
     if !lacks.is_empty() {
         eprintln!("lacking: {}", lacks.join(", "));
     } else if !arguments.list
