@@ -69,6 +69,19 @@ impl Apart {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&mut self, daemon: &'static str) -> anyhow::Result<()> {
+        self.start_as(daemon, daemon, &[]).map(drop)
+    }
+
+    /// Starts a daemon under a name of its own, so that there can be several, with more settings; returns its process.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_as(
+        &mut self,
+        name: &'static str,
+        daemon: &str,
+        settings: &[&str],
+    ) -> anyhow::Result<u32> {
         let unit = project("deploy/systemd").join(format!("ironclad-{daemon}.service"));
         let unit = self.moved(&std::fs::read_to_string(&unit)?);
         let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/"));
@@ -76,9 +89,10 @@ impl Apart {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
-            .open(self.dir.path().join(format!("{daemon}.log")))?;
+            .open(self.dir.path().join(format!("{name}.log")))?;
         let child = Command::new(program(words.next().context("no program")?)?)
             .args(words)
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
             .env("IRONCLAD_APISERVER__ADVERTISE", ADDRESS)
             .env("IRONCLAD_NODE_AGENT__NODE_NAME", NODE)
             .env("IRONCLAD_NODE_AGENT__NODE_IP", ADDRESS)
@@ -88,9 +102,10 @@ impl Apart {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .context(daemon)?;
-        self.running.insert(daemon, child);
-        Ok(())
+            .context(name)?;
+        let pid = child.id();
+        self.running.insert(name, child);
+        Ok(pid)
     }
 
     /// Kills a daemon as a power cut would.
@@ -102,6 +117,19 @@ impl Apart {
         ensure!(child.try_wait()?.is_none(), "{daemon} has ended by itself:\n{}", self.log(daemon));
         child.kill()?;
         child.wait()?;
+        Ok(())
+    }
+
+    /// Asks a daemon to stop, as systemd would, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not run any more, or ends with an error.
+    pub fn stop(&mut self, daemon: &'static str) -> anyhow::Result<()> {
+        let mut child = self.running.remove(daemon).context("not started")?;
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let status = child.wait()?;
+        ensure!(status.success(), "{daemon} ended with {status}:\n{}", self.log(daemon));
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use client::transport::{Object, Scope};
 use client::{Cache, Client, Patch, Select};
 use daemon::Context;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
@@ -69,6 +70,7 @@ impl Seen {
             .kind::<Deployment>(Select::all())
             .kind::<ReplicaSet>(Select::all())
             .kind::<EndpointSlice>(Select::all())
+            .kind::<Lease>(Select::all())
             .start(&ctx);
         tokio::time::timeout(PATIENCE, cache.synced()).await.context("objects are not listed")?;
         let seen = Self { client, cache, ctx };

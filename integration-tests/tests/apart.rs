@@ -2,6 +2,7 @@
 //! and what changed meanwhile takes effect when it is back.
 #![allow(clippy::disallowed_methods)] // a test as a whole
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,20 +13,23 @@ use integration_tests::apart::{Apart, DAEMONS};
 use integration_tests::load::{Load, fetch};
 use integration_tests::{Seen, check_log, container, machine, name, ready, uid};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use serde_json::{Value, json};
 
 /// How long the kernel's rules and the DNS may lag behind the API once their daemons run.
 const CATCH_UP_MAX: Duration = Duration::from_secs(20);
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long nobody leads after a leader that said goodbye: less than its lease would have held.
+const HANDOVER_MAX: Duration = Duration::from_secs(10);
 /// What daemons may complain of while another is dead.
 const EXPECTED: &[&str] = &["store did not answer", "store is not available", "tcp connect error"];
 
 fn main() -> ExitCode {
-    machine::run(vec![(
-        "root_node_daemons_apart_outlive_each_other",
-        || machine::block_on(whole()),
-    )])
+    machine::run(vec![
+        ("root_node_daemons_apart_outlive_each_other", || machine::block_on(whole())),
+        ("root_node_one_of_two_controller_managers_leads", || machine::block_on(leaders())),
+    ])
 }
 
 fn deployment(name: &str, replicas: u32) -> Value {
@@ -247,5 +251,50 @@ async fn hub(apart: &mut Apart, seen: &Seen, daemon: &'static str) -> anyhow::Re
     seen.rolled_out("web").await?;
     let after = ids(&seen.pods("web"));
     ensure!(after == before, "other containers: {before:?}, then {after:?}");
+    Ok(())
+}
+
+/// Two of a kind: one works; the other takes over, at once if it was told goodbye, else when the lease has run out.
+async fn leaders() -> anyhow::Result<()> {
+    const ELECT: &[&str] = &["leader_elect=true"];
+    let mut apart = Apart::prepare()?;
+    apart.start("store")?;
+    apart.start("apiserver")?;
+    let mut pids = BTreeMap::new();
+    for name in ["first", "second"] {
+        pids.insert(name, apart.start_as(name, "controller-manager", ELECT)?);
+    }
+    let seen = soon("the API server answers", async || apart.seen().await).await?;
+    let leader = async |pids: &BTreeMap<&'static str, u32>| {
+        seen.until("one of the two leads", |seen| {
+            let lease = seen.one::<Lease>("kube-system", "kube-controller-manager")?;
+            let holder = lease["spec"]["holderIdentity"].as_str()?;
+            let ours = |pid: &u32| holder.ends_with(&format!("_{pid}"));
+            pids.iter().find(|(_, pid)| ours(pid)).map(|(name, _)| *name)
+        })
+        .await
+    };
+    let pods = async |count: usize| {
+        seen.until("as many pods as wanted", |s| (s.pods("web").len() == count).then_some(())).await
+    };
+    let old = leader(&pids).await?;
+    seen.create::<Deployment>(deployment("web", 1)).await?;
+    pods(1).await?;
+
+    apart.kill(old)?;
+    pids.remove(old);
+    scale(&seen, "web", 3).await?;
+    let new = leader(&pids).await?;
+    ensure!(new != old, "a dead leader");
+    pods(3).await?;
+
+    pids.insert(old, apart.start_as(old, "controller-manager", ELECT)?);
+    apart.stop(new)?;
+    pids.remove(new);
+    let asked = Instant::now();
+    scale(&seen, "web", 2).await?;
+    pods(2).await?;
+    println!("the other acted {:?} after a goodbye", asked.elapsed());
+    ensure!(asked.elapsed() < HANDOVER_MAX, "only after {:?}", asked.elapsed());
     Ok(())
 }
