@@ -3,13 +3,14 @@
 //! [`start`] reads the configuration ([`config`]), starts logs ([`telemetry`]) and health
 //! ([`health`]), waits for signals, drains, and turns the end into an exit code. A daemon gets a
 //! [`Context`]: where to spawn ([`Tasks`]), when to stop, what time it is ([`Clock`]), where its
-//! metrics go ([`Metrics`]). [`channel`] and [`serve`] are the two ends of every connection, over
+//! metrics go ([`Metrics`]). [`disk`] is what survives a power cut. [`channel`] and [`serve`] are the two ends of every connection, over
 //! TLS ([`tls`]) or in memory.
 
 pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod context;
+pub mod disk;
 pub mod health;
 pub mod metrics;
 pub mod serve;
@@ -22,6 +23,7 @@ pub use channel::Channel;
 pub use clock::{Backoff, Clock, jitter};
 pub use config::Config;
 pub use context::Context;
+pub use disk::{Disk, DiskFile, SystemDisk};
 pub use metrics::Metrics;
 pub use start::{signalled, start};
 pub use tasks::Tasks;

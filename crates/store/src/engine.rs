@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError};
 use std::time::Duration;
 
-use daemon::Clock;
+use daemon::{Clock, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use wire::etcdserverpb::{
@@ -23,9 +23,9 @@ use wire::etcdserverpb::{
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
 use crate::log::{Entry, Log};
-use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check, record};
+use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check};
 use crate::node::Node;
-use crate::snapshot::{Mark, Writer};
+use crate::snapshot::Mark;
 use crate::state::{Round, State};
 use crate::watch::{Behind, Hub};
 
@@ -460,7 +460,9 @@ pub fn archive_thread(engine: &Engine, rounds: &Receiver<Round>) -> anyhow::Resu
             engine.logged_bytes.store(0, Ordering::Relaxed);
             (last, snapshot_bytes) = snapshot(engine)?;
             // The log reaches back to the older of the two snapshots that are kept.
-            if let [_, (older, _), ..] = crate::snapshot::list(&engine.snapshot_dir)?[..] {
+            if let [_, (older, _), ..] =
+                crate::snapshot::list(&SystemDisk, &engine.snapshot_dir)?[..]
+            {
                 drop(engine.asks.send(Ask::Release(older)));
             }
         }
@@ -489,16 +491,8 @@ pub fn snapshot(engine: &Engine) -> anyhow::Result<(Mark, u64)> {
         let applied = engine.applied.read();
         (applied.mvcc.clone(), applied.mark)
     };
-    let mut writer = Writer::create(&engine.snapshot_dir, mark)?;
-    writer.block(&mvcc.summary().encode())?;
-    let mut block = Vec::new();
-    mvcc.records(&*engine.state, |at, event| {
-        block.clear();
-        block.extend_from_slice(&record::encode_revision(at));
-        record::encode(event, &mut block);
-        writer.block(&block)
-    })?;
-    let bytes = writer.finish()?;
+    let bytes =
+        crate::snapshot::save(&SystemDisk, &engine.snapshot_dir, (&mvcc, mark), &*engine.state)?;
     tracing::info!(index = mark.index, bytes, "made a snapshot");
     Ok((mark, bytes))
 }

@@ -6,22 +6,32 @@
 //! filled with zeros ahead of the writes, so that a sync need not commit the file's new length.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use daemon::{Disk, DiskFile as _, SystemDisk};
 
 /// The format that is written; others are refused by name.
 const FORMAT: u16 = 1;
 const MAGIC: &[u8; 6] = b"ICWAL\n";
 const HEADER_BYTES: usize = 16;
 const RECORD_BYTES: usize = 16;
-/// Data after which a new segment begins.
-const SEGMENT_BYTES: usize = 64 << 20;
-/// Zeros written ahead at once.
-const ZERO_BYTES: usize = 1 << 20;
+/// How large the pieces of a log are; the simulation takes smaller ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Data after which a new segment begins.
+    pub segment_bytes: usize,
+    /// Zeros written ahead at once. So much is always kept ahead, too: what still fits when the
+    /// disk is full.
+    pub ahead_bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, ahead_bytes: 1 << 20 }
+    }
+}
 
 const KIND_ENTRY: u32 = 1;
 const KIND_VOTE: u32 = 2;
@@ -125,52 +135,60 @@ struct Segment {
 
 /// The log, open for writing.
 #[derive(Debug)]
-pub struct Log {
+pub struct Log<D: Disk = SystemDisk> {
+    disk: D,
     dir: PathBuf,
+    sizes: Sizes,
     old: VecDeque<Segment>,
-    file: File,
+    file: D::File,
     path: PathBuf,
     sequence: u32,
     /// Bytes written, bytes durable, and bytes that exist in the active segment.
     offset: usize,
     synced: usize,
     zeroed: usize,
+    /// The disk had no space for more zeros.
+    full: bool,
     last_index: u64,
     vote: Vote,
     buffer: Vec<u8>,
 }
 
-impl Log {
+impl<D: Disk> Log<D> {
     /// Opens the log in `dir`, or begins one, and reads what it holds.
     ///
     /// # Errors
     /// When the disk fails, or something that was synced is damaged or missing.
-    pub fn open(dir: &Path) -> Result<(Self, Recovered), LogError> {
-        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    pub fn open(disk: &D, dir: &Path, sizes: Sizes) -> Result<(Self, Recovered), LogError> {
+        disk.create_dir(dir).map_err(io_error("create", dir))?;
         let mut recovered = Recovered::default();
         let mut old = VecDeque::new();
         let mut sequence = 0;
-        let names = segments(dir)?;
+        let names = segments(disk, dir)?;
         let count = names.len();
         for (i, (number, path)) in names.into_iter().enumerate() {
             let is_last = i + 1 == count;
-            read_segment(&path, number, is_last, &mut recovered)?;
+            read_segment(disk, &path, number, is_last, &mut recovered)?;
             let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
             old.push_back(Segment { path, last_index });
             sequence = number;
         }
         let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
         sequence += 1;
-        let (file, path) = create(dir, sequence)?;
+        let (file, unnamed) = create(disk, dir, sequence, sizes)?;
+        let path = name(disk, &unnamed)?;
         let mut log = Self {
+            disk: disk.clone(),
             dir: dir.to_owned(),
+            sizes,
             old,
             file,
             path,
             sequence,
             offset: HEADER_BYTES,
             synced: HEADER_BYTES,
-            zeroed: ZERO_BYTES,
+            zeroed: sizes.ahead_bytes,
+            full: false,
             last_index,
             vote: recovered.vote,
             buffer: Vec::new(),
@@ -211,9 +229,9 @@ impl Log {
         self.zero_ahead(end)?;
         self.write(self.offset)?;
         self.offset = end;
-        self.file.sync_data().map_err(io_error("sync", &self.path))?;
+        self.file.sync().map_err(io_error("sync", &self.path))?;
         self.synced = end;
-        if self.offset >= SEGMENT_BYTES {
+        if self.offset >= self.sizes.segment_bytes {
             self.roll()?;
         }
         Ok(())
@@ -226,16 +244,24 @@ impl Log {
     pub fn release(&mut self, index: u64) -> Result<(), LogError> {
         while self.old.front().is_some_and(|segment| segment.last_index <= index) {
             if let Some(segment) = self.old.pop_front() {
-                std::fs::remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
+                self.disk.remove(&segment.path).map_err(io_error("remove", &segment.path))?;
+                // One by one and in order, or a power cut could leave a gap.
+                self.disk.sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
             }
         }
         Ok(())
     }
 
+    /// Whether the disk is full: only what was set aside is left to write on.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// Bytes of all segments, about.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.old.len() * SEGMENT_BYTES + self.offset
+        self.old.len() * self.sizes.segment_bytes + self.offset
     }
 
     /// How many segments there are beside the active one.
@@ -249,7 +275,7 @@ impl Log {
     }
 
     fn write(&mut self, at: usize) -> Result<(), LogError> {
-        let written = self.file.write_all_at(&self.buffer, at as u64);
+        let written = self.file.write_at(&self.buffer, at as u64);
         self.buffer.clear();
         self.buffer.shrink_to(4 << 20);
         written.map_err(io_error("write", &self.path))
@@ -257,27 +283,41 @@ impl Log {
 
     fn zero_ahead(&mut self, end: usize) -> Result<(), LogError> {
         // One record's header of zeros must always follow the last record.
-        while end + RECORD_BYTES > self.zeroed {
-            let zeros = vec![0; ZERO_BYTES];
-            self.file
-                .write_all_at(&zeros, self.zeroed as u64)
-                .map_err(io_error("extend", &self.path))?;
-            self.zeroed += ZERO_BYTES;
+        let needed = end + RECORD_BYTES;
+        self.full = false;
+        while needed + self.sizes.ahead_bytes > self.zeroed {
+            let zeros = vec![0; self.sizes.ahead_bytes];
+            match self.file.write_at(&zeros, self.zeroed as u64) {
+                Err(error) if is_full(&error) && needed <= self.zeroed => {
+                    self.full = true;
+                    break;
+                }
+                written => written.map_err(io_error("extend", &self.path))?,
+            }
+            self.zeroed += self.sizes.ahead_bytes;
         }
         Ok(())
     }
 
-    /// Seals the active segment and begins the next.
+    /// Seals the active segment and begins the next, which gets its name when the seal is durable:
+    /// only the last segment can be without one. On a full disk the active one goes on.
     fn roll(&mut self) -> Result<(), LogError> {
+        let (file, unnamed) = match create(&self.disk, &self.dir, self.sequence + 1, self.sizes) {
+            Err(LogError::Io { source, .. }) if is_full(&source) => {
+                self.full = true;
+                return Ok(());
+            }
+            created => created?,
+        };
         self.record(KIND_SEAL, &[]);
         self.write(self.offset)?;
-        self.file.sync_data().map_err(io_error("sync", &self.path))?;
-        self.sequence += 1;
-        let (file, path) = create(&self.dir, self.sequence)?;
+        self.file.sync().map_err(io_error("sync", &self.path))?;
+        let path = std::mem::replace(&mut self.path, name(&self.disk, &unnamed)?);
         self.file = file;
-        let path = std::mem::replace(&mut self.path, path);
+        self.sequence += 1;
         self.old.push_back(Segment { path, last_index: self.last_index });
-        (self.offset, self.synced, self.zeroed) = (HEADER_BYTES, HEADER_BYTES, ZERO_BYTES);
+        (self.offset, self.synced) = (HEADER_BYTES, HEADER_BYTES);
+        self.zeroed = self.sizes.ahead_bytes;
         self.vote(self.vote);
         self.sync()
     }
@@ -288,18 +328,13 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogErr
     move |source| LogError::Io { what, path, source }
 }
 
-/// Syncs a directory, so that names in it survive a power cut.
-///
-/// # Errors
-/// When the disk fails.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-fn segments(dir: &Path) -> Result<Vec<(u32, PathBuf)>, LogError> {
+fn segments<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<(u32, PathBuf)>, LogError> {
     let mut found = Vec::new();
-    for item in std::fs::read_dir(dir).map_err(io_error("list", dir))? {
-        let path = item.map_err(io_error("list", dir))?.path();
+    for path in disk.list(dir).map_err(io_error("list", dir))? {
         let is_segment = path.extension().is_some_and(|e| e == "wal");
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         let number = stem.and_then(|stem| u32::from_str_radix(stem, 16).ok());
@@ -311,23 +346,30 @@ fn segments(dir: &Path) -> Result<Vec<(u32, PathBuf)>, LogError> {
     Ok(found)
 }
 
-fn create(dir: &Path, sequence: u32) -> Result<(File, PathBuf), LogError> {
-    let path = dir.join(format!("{sequence:08x}.wal"));
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path)
-        .map_err(io_error("create", &path))?;
-    let mut first = vec![0; ZERO_BYTES];
+/// Makes an empty segment, whole and durable, but without the name under which it counts.
+fn create<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    sequence: u32,
+    sizes: Sizes,
+) -> Result<(D::File, PathBuf), LogError> {
+    let path = dir.join(format!("{sequence:08x}.unfinished"));
+    let file = disk.create(&path).map_err(io_error("create", &path))?;
+    let mut first = vec![0; sizes.ahead_bytes];
     first[..6].copy_from_slice(MAGIC);
     first[6..8].copy_from_slice(&FORMAT.to_le_bytes());
     first[8..12].copy_from_slice(&sequence.to_le_bytes());
-    file.write_all_at(&first, 0).map_err(io_error("write", &path))?;
-    file.sync_all().map_err(io_error("sync", &path))?;
-    sync_dir(dir).map_err(io_error("sync", dir))?;
+    file.write_at(&first, 0).map_err(io_error("write", &path))?;
+    file.sync().map_err(io_error("sync", &path))?;
     Ok((file, path))
+}
+
+/// Gives a new segment its name.
+fn name<D: Disk>(disk: &D, unnamed: &Path) -> Result<PathBuf, LogError> {
+    let path = unnamed.with_extension("wal");
+    disk.rename(unnamed, &path).map_err(io_error("rename", unnamed))?;
+    path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir)).map_err(io_error("sync", &path))?;
+    Ok(path)
 }
 
 /// A record: length, checksum, how far the segment was durable, kind, body, padding to 8 bytes.
@@ -384,18 +426,16 @@ fn record_at(bytes: &[u8], sequence: u32, at: usize) -> Option<Record<'_>> {
     valid.then_some(Record { synced: word(bytes, at + 8)? as usize, kind, body, next })
 }
 
-fn read_segment(
+fn read_segment<D: Disk>(
+    disk: &D,
     path: &Path,
     number: u32,
     is_last: bool,
     recovered: &mut Recovered,
 ) -> Result<(), LogError> {
-    let bytes = std::fs::read(path).map_err(io_error("read", path))?;
+    let bytes = disk.read(path).map_err(io_error("read", path))?;
     let corrupt = |offset| LogError::Corrupt { path: path.to_owned(), offset };
     if bytes.get(..6) != Some(MAGIC) || word(&bytes, 8) != Some(number) {
-        if is_last && bytes.iter().all(|b| *b == 0) {
-            return seal(path, number, 0, &bytes); // the crash came while it was being created
-        }
         return Err(corrupt(0));
     }
     let format = u16::from_le_bytes([bytes[6], bytes[7]]);
@@ -434,7 +474,7 @@ fn read_segment(
         return Err(corrupt(at));
     }
     recovered.torn_bytes = bytes[at..].iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-    seal(path, number, at, &bytes)
+    seal(disk, path, number, at, bytes.len())
 }
 
 fn read_entry(body: &[u8]) -> Option<Entry> {
@@ -462,20 +502,19 @@ fn keep(entry: Entry, path: &Path, recovered: &mut Recovered) -> Result<(), LogE
 }
 
 /// Ends a segment at `at`, so that nothing behind it is ever read again.
-fn seal(path: &Path, number: u32, at: usize, bytes: &[u8]) -> Result<(), LogError> {
+fn seal<D: Disk>(
+    disk: &D,
+    path: &Path,
+    number: u32,
+    at: usize,
+    len: usize,
+) -> Result<(), LogError> {
     let mut tail = Vec::new();
-    if at < HEADER_BYTES {
-        tail.extend_from_slice(MAGIC);
-        tail.extend_from_slice(&FORMAT.to_le_bytes());
-        tail.extend_from_slice(&number.to_le_bytes());
-        tail.resize(HEADER_BYTES, 0);
-    }
     frame(&mut tail, number, at, KIND_SEAL, &[]);
-    let rest = bytes.len().saturating_sub(at + tail.len());
-    tail.resize(tail.len() + rest, 0);
-    let file = OpenOptions::new().write(true).open(path).map_err(io_error("open", path))?;
-    file.write_all_at(&tail, at as u64).map_err(io_error("write", path))?;
-    file.sync_all().map_err(io_error("sync", path))
+    tail.resize(tail.len().max(len.saturating_sub(at)), 0);
+    let file = disk.edit(path).map_err(io_error("open", path))?;
+    file.write_at(&tail, at as u64).map_err(io_error("write", path))?;
+    file.sync().map_err(io_error("sync", path))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use daemon::Context;
+use daemon::{Context, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tonic::service::Routes;
 
@@ -15,12 +15,11 @@ use crate::config::Config;
 use crate::engine::{self, Applied, Ask, Engine, Identity, ROUNDS_MAX};
 use crate::etcd::{Services, Settings, routes};
 use crate::lessor::Lessor;
-use crate::log::{Log, Recovered};
+use crate::log::{Log, Recovered, Sizes};
 use crate::mvcc::Mvcc;
-use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::node::{Node, Start};
-use crate::snapshot::{self, Mark, Reader};
-use crate::state::{State, write_synced};
+use crate::snapshot::{self, Mark};
+use crate::state::State;
 use crate::watch::Hub;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -103,7 +102,7 @@ struct Found {
 
 fn find(config: &Config) -> anyhow::Result<Found> {
     let dir = Path::new(&config.data_dir);
-    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    SystemDisk.create_dir(dir).with_context(|| format!("create {}", dir.display()))?;
     let boot_id = std::fs::read_to_string(BOOT_ID).unwrap_or_else(|error| {
         tracing::debug!(%error, "no boot id: the state is used only after a clean end");
         String::new()
@@ -113,12 +112,12 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     let (mvcc, mark) = match state.load()? {
         Some(loaded) => loaded,
         None => {
-            let (mvcc, mark) = newest_snapshot(&dir.join("snapshots"))?;
+            let (mvcc, mark) = snapshot::newest(&SystemDisk, &dir.join("snapshots"))?;
             state.fill(&mvcc, mark)?;
             (mvcc, mark)
         }
     };
-    let (log, mut recovered) = Log::open(&dir.join("log"))?;
+    let (log, mut recovered) = Log::open(&SystemDisk, &dir.join("log"), Sizes::default())?;
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
@@ -146,44 +145,9 @@ fn identity(path: &Path) -> anyhow::Result<Identity> {
         bail!("{}: not a member file of format 1", path.display());
     }
     let new = Identity { cluster: rand::random::<u64>() | 1, member: rand::random::<u64>() | 1 };
-    write_synced(path, &format!("1 {:016x} {:016x}\n", new.cluster, new.member))?;
+    let text = format!("1 {:016x} {:016x}\n", new.cluster, new.member);
+    SystemDisk.replace(path, text.as_bytes())?;
     Ok(new)
-}
-
-/// Reads the newest snapshot that is whole; an empty state if there is none.
-fn newest_snapshot(dir: &Path) -> anyhow::Result<(Mvcc, Mark)> {
-    let snapshots = snapshot::list(dir)?;
-    let any = !snapshots.is_empty();
-    for (_, path) in snapshots {
-        match read_snapshot(&path) {
-            Ok(read) => return Ok(read),
-            Err(error) => {
-                let path = path.display();
-                tracing::error!(%path, error = format!("{error:#}"), "cannot use a snapshot");
-            }
-        }
-    }
-    if any {
-        bail!("{}: no snapshot can be used; restore this member from a backup", dir.display());
-    }
-    Ok((Mvcc::default(), Mark::default()))
-}
-
-fn read_snapshot(path: &Path) -> anyhow::Result<(Mvcc, Mark)> {
-    let mut reader = Reader::open(path)?;
-    let summary = reader.block()?.context("an empty snapshot")?;
-    let summary = Summary::decode(&summary).context("the summary does not parse")?;
-    let mut mvcc = Mvcc::begin(&summary);
-    while let Some(mut block) = reader.block()? {
-        if block.len() < REVISION_BYTES {
-            bail!("a record is too short");
-        }
-        let at = block.split_to(REVISION_BYTES);
-        let at = record::decode_revision(&at).context("a revision does not parse")?;
-        let event = record::decode(block).context("a record does not parse")?;
-        mvcc.load(at, &event, false);
-    }
-    Ok((mvcc, reader.mark))
 }
 
 /// Starts the threads of a member.

@@ -1,15 +1,20 @@
 //! Snapshot files: the whole state at one entry, checksummed, synced before they get their name.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use daemon::{Disk, DiskFile as _, SystemDisk};
+
+use crate::mvcc::record::{self, REVISION_BYTES, Summary};
+use crate::mvcc::{Archive, Mvcc};
 
 const FORMAT: u16 = 1;
 const MAGIC: &[u8; 6] = b"ICSNP\n";
 /// No block is larger: a value is bounded by the request, a summary by its leases.
 const BLOCK_BYTES_MAX: usize = 256 << 20;
+/// What is written or read at once.
+const BUFFER_BYTES: usize = 256 << 10;
 /// How many snapshots are kept.
 const KEPT: usize = 2;
 
@@ -24,8 +29,9 @@ pub struct Mark {
 
 /// Writes one snapshot, block by block.
 #[derive(Debug)]
-pub struct Writer {
-    out: BufWriter<File>,
+pub struct Writer<D: Disk = SystemDisk> {
+    disk: D,
+    out: BufWriter<D::File>,
     dir: PathBuf,
     unfinished: PathBuf,
     mark: Mark,
@@ -33,20 +39,21 @@ pub struct Writer {
     bytes: u64,
 }
 
-impl Writer {
+impl<D: Disk> Writer<D> {
     /// Begins a snapshot in `dir`.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn create(dir: &Path, mark: Mark) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
+    pub fn create(disk: &D, dir: &Path, mark: Mark) -> io::Result<Self> {
+        disk.create_dir(dir)?;
         let unfinished = dir.join("unfinished");
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, disk.create(&unfinished)?);
         out.write_all(MAGIC)?;
         out.write_all(&FORMAT.to_le_bytes())?;
         out.write_all(&mark.index.to_le_bytes())?;
         out.write_all(&mark.term.to_le_bytes())?;
-        Ok(Self { out, dir: dir.to_owned(), unfinished, mark, blocks: 0, bytes: 0 })
+        let (disk, dir) = (disk.clone(), dir.to_owned());
+        Ok(Self { disk, out, dir, unfinished, mark, blocks: 0, bytes: 0 })
     }
 
     /// Adds a block.
@@ -72,12 +79,12 @@ impl Writer {
         let count = self.blocks.to_le_bytes();
         self.out.write_all(&checksum(self.blocks, &count).to_le_bytes())?;
         self.out.flush()?;
-        self.out.get_ref().sync_all()?;
+        self.out.get_ref().sync()?;
         let name = format!("{:016x}-{:016x}.snap", self.mark.index, self.mark.term);
-        std::fs::rename(&self.unfinished, self.dir.join(name))?;
-        crate::log::sync_dir(&self.dir)?;
-        for (_, path) in list(&self.dir)?.into_iter().skip(KEPT) {
-            std::fs::remove_file(path)?;
+        self.disk.rename(&self.unfinished, &self.dir.join(name))?;
+        self.disk.sync_dir(&self.dir)?;
+        for (_, path) in list(&self.disk, &self.dir)?.into_iter().skip(KEPT) {
+            self.disk.remove(&path)?;
         }
         Ok(self.bytes)
     }
@@ -85,20 +92,20 @@ impl Writer {
 
 /// Reads one snapshot, block by block.
 #[derive(Debug)]
-pub struct Reader {
-    input: BufReader<File>,
+pub struct Reader<D: Disk = SystemDisk> {
+    input: BufReader<D::File>,
     blocks: u64,
     /// Which entry it ends with.
     pub mark: Mark,
 }
 
-impl Reader {
+impl<D: Disk> Reader<D> {
     /// Opens the snapshot at `path`.
     ///
     /// # Errors
     /// When it is not a snapshot of a format that this version reads.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let mut input = BufReader::with_capacity(1 << 20, File::open(path)?);
+    pub fn open(disk: &D, path: &Path) -> io::Result<Self> {
+        let mut input = BufReader::with_capacity(BUFFER_BYTES, disk.open(path)?);
         let mut head = [0; 24];
         input.read_exact(&mut head)?;
         let number = |at: usize| {
@@ -144,17 +151,78 @@ impl Reader {
     }
 }
 
+/// Writes a whole state to a snapshot in `dir`. Returns its bytes.
+///
+/// # Errors
+/// When the disk fails, or the archive lost a value.
+pub fn save<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    (mvcc, mark): (&Mvcc, Mark),
+    archive: &dyn Archive,
+) -> io::Result<u64> {
+    let mut writer = Writer::create(disk, dir, mark)?;
+    writer.block(&mvcc.summary().encode())?;
+    let mut block = Vec::new();
+    mvcc.records(archive, |at, event| {
+        block.clear();
+        block.extend_from_slice(&record::encode_revision(at));
+        record::encode(event, &mut block);
+        writer.block(&block)
+    })?;
+    writer.finish()
+}
+
+/// Reads the newest snapshot in `dir` that is whole; an empty state if there never was one.
+///
+/// # Errors
+/// When there are snapshots and none can be used.
+pub fn newest<D: Disk>(disk: &D, dir: &Path) -> io::Result<(Mvcc, Mark)> {
+    let snapshots = list(disk, dir)?;
+    let any = !snapshots.is_empty();
+    for (_, path) in snapshots {
+        match load(disk, &path) {
+            Ok(read) => return Ok(read),
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%path, %error, "cannot use a snapshot");
+            }
+        }
+    }
+    if any {
+        return Err(damaged(dir, "no snapshot can be used; restore this member from a backup"));
+    }
+    Ok((Mvcc::default(), Mark::default()))
+}
+
+/// Reads the state in one snapshot.
+///
+/// # Errors
+/// When it is damaged.
+pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<(Mvcc, Mark)> {
+    let mut reader = Reader::open(disk, path)?;
+    let summary = reader.block()?.and_then(|block| Summary::decode(&block));
+    let mut mvcc = Mvcc::begin(&summary.ok_or_else(|| damaged(path, "its summary"))?);
+    while let Some(mut block) = reader.block()? {
+        if block.len() < REVISION_BYTES {
+            return Err(damaged(path, "a record is too short"));
+        }
+        let at = record::decode_revision(&block.split_to(REVISION_BYTES));
+        let (Some(at), Some(event)) = (at, record::decode(block)) else {
+            return Err(damaged(path, "a record does not parse"));
+        };
+        mvcc.load(at, &event, false);
+    }
+    Ok((mvcc, reader.mark))
+}
+
 /// The snapshots in `dir`, newest first.
 ///
 /// # Errors
 /// When the disk fails.
-pub fn list(dir: &Path) -> io::Result<Vec<(Mark, PathBuf)>> {
+pub fn list<D: Disk>(disk: &D, dir: &Path) -> io::Result<Vec<(Mark, PathBuf)>> {
     let mut found = Vec::new();
-    if !dir.exists() {
-        return Ok(found);
-    }
-    for item in std::fs::read_dir(dir)? {
-        let path = item?.path();
+    for path in disk.list(dir)? {
         let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".snap"));
         let mark = name.and_then(|name| name.split_once('-')).and_then(|(index, term)| {
             let index = u64::from_str_radix(index, 16).ok()?;
@@ -186,15 +254,15 @@ mod tests {
     use super::*;
 
     fn sample(dir: &Path, index: u64) -> PathBuf {
-        let mut writer = Writer::create(dir, Mark { index, term: 2 }).unwrap();
+        let mut writer = Writer::create(&SystemDisk, dir, Mark { index, term: 2 }).unwrap();
         writer.block(b"one").unwrap();
         writer.block(b"two").unwrap();
         writer.finish().unwrap();
-        list(dir).unwrap()[0].1.clone()
+        list(&SystemDisk, dir).unwrap()[0].1.clone()
     }
 
     fn read(path: &Path) -> io::Result<Vec<Bytes>> {
-        let mut reader = Reader::open(path)?;
+        let mut reader = Reader::open(&SystemDisk, path)?;
         let mut blocks = Vec::new();
         while let Some(block) = reader.block()? {
             blocks.push(block);
@@ -209,7 +277,8 @@ mod tests {
             let path = sample(dir.path(), index);
             assert_eq!(read(&path).unwrap(), ["one", "two"]);
         }
-        let kept: Vec<u64> = list(dir.path()).unwrap().iter().map(|(m, _)| m.index).collect();
+        let kept: Vec<u64> =
+            list(&SystemDisk, dir.path()).unwrap().iter().map(|(m, _)| m.index).collect();
         assert_eq!(kept, [5, 4]);
     }
 

@@ -5,11 +5,12 @@
 //! the page cache); else it is thrown away and filled again.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use daemon::{Disk as _, SystemDisk};
 
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Changes, Mvcc, Revision};
@@ -84,7 +85,7 @@ impl State {
             }
             opened => opened?,
         };
-        write_synced(&mark_file, boot_id)?;
+        SystemDisk.replace(&mark_file, boot_id.as_bytes())?;
         Ok(Self { db, dir: tree, mark_file })
     }
 
@@ -193,7 +194,7 @@ impl State {
     pub fn close(&self) -> Result<(), StateError> {
         self.db.flush()?;
         sync_below(&self.dir)?;
-        write_synced(&self.mark_file, CLEAN)?;
+        SystemDisk.replace(&self.mark_file, CLEAN.as_bytes())?;
         Ok(())
     }
 }
@@ -281,18 +282,5 @@ fn sync_below(dir: &Path) -> io::Result<()> {
             File::open(&path)?.sync_all()?;
         }
     }
-    crate::log::sync_dir(dir)
-}
-
-/// Replaces a small file, so that a crash leaves the old or the new one.
-///
-/// # Errors
-/// When the disk fails.
-pub fn write_synced(path: &Path, text: &str) -> io::Result<()> {
-    let unfinished = path.with_extension("unfinished");
-    let mut file = File::create(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&unfinished, path)?;
-    path.parent().map_or(Ok(()), crate::log::sync_dir)
+    SystemDisk.sync_dir(dir)
 }

@@ -2,13 +2,17 @@
 
 use super::*;
 
+fn open(dir: &Path) -> Result<(Log, Recovered), LogError> {
+    Log::open(&SystemDisk, dir, Sizes::default())
+}
+
 fn entry(index: u64) -> Entry {
     let data = Bytes::from(vec![u8::try_from(index % 251).unwrap(); 100]);
     Entry { term: 1, index, kind: EntryKind::Operation, data }
 }
 
 fn written(dir: &Path, count: u64) -> PathBuf {
-    let (mut log, _) = Log::open(dir).unwrap();
+    let (mut log, _) = open(dir).unwrap();
     for index in 1..=count {
         log.entry(&entry(index));
         log.sync().unwrap();
@@ -17,7 +21,7 @@ fn written(dir: &Path, count: u64) -> PathBuf {
 }
 
 fn indices(dir: &Path) -> Vec<u64> {
-    let (_, recovered) = Log::open(dir).unwrap();
+    let (_, recovered) = open(dir).unwrap();
     recovered.entries.iter().map(|e| e.index).collect()
 }
 
@@ -25,13 +29,13 @@ fn indices(dir: &Path) -> Vec<u64> {
 fn what_was_synced_is_there_again() {
     let dir = tempfile::tempdir().unwrap();
     written(dir.path(), 5);
-    let (mut log, recovered) = Log::open(dir.path()).unwrap();
+    let (mut log, recovered) = open(dir.path()).unwrap();
     assert_eq!(recovered.entries, (1..=5).map(entry).collect::<Vec<_>>());
     log.entry(&entry(6));
     log.vote(Vote { term: 3, vote: 1, commit: 6 });
     log.sync().unwrap();
     drop(log);
-    let (_, recovered) = Log::open(dir.path()).unwrap();
+    let (_, recovered) = open(dir.path()).unwrap();
     assert_eq!(recovered.entries.len(), 6);
     assert_eq!(recovered.vote, Vote { term: 3, vote: 1, commit: 6 });
 }
@@ -60,14 +64,14 @@ fn a_corrupt_middle_is_refused_with_its_place() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[250] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let error = Log::open(dir.path()).unwrap_err();
+    let error = open(dir.path()).unwrap_err();
     assert!(matches!(error, LogError::Corrupt { offset: 200, .. }), "{error}");
 }
 
 #[test]
 fn later_entries_of_one_unsynced_batch_do_not_make_its_torn_start_corrupt() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut log, _) = Log::open(dir.path()).unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
     log.entry(&entry(1));
     log.sync().unwrap();
     let torn_at = log.offset;
@@ -87,14 +91,14 @@ fn another_format_is_refused_by_name() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[6] = 9;
     std::fs::write(&path, bytes).unwrap();
-    let error = Log::open(dir.path()).unwrap_err().to_string();
+    let error = open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("log format 9"), "{error}");
 }
 
 #[test]
 fn segments_roll_and_go_when_a_snapshot_covers_them() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut log, _) = Log::open(dir.path()).unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
     let data = Bytes::from(vec![7; 1 << 20]);
     for index in 1..=140 {
         log.entry(&Entry { data: data.clone(), ..entry(index) });
@@ -106,7 +110,7 @@ fn segments_roll_and_go_when_a_snapshot_covers_them() {
     log.release(70).unwrap();
     assert_eq!(log.old_segments(), 1);
     drop(log);
-    let (_, recovered) = Log::open(dir.path()).unwrap();
+    let (_, recovered) = open(dir.path()).unwrap();
     let kept: Vec<u64> = recovered.entries.iter().map(|e| e.index).collect();
     assert_eq!(kept, (71..=140).collect::<Vec<_>>());
 }
@@ -114,14 +118,14 @@ fn segments_roll_and_go_when_a_snapshot_covers_them() {
 #[test]
 fn a_new_leaders_entries_replace_old_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut log, _) = Log::open(dir.path()).unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
     for index in 1..=4 {
         log.entry(&entry(index));
     }
     log.entry(&Entry { term: 2, ..entry(3) });
     log.sync().unwrap();
     drop(log);
-    let (_, recovered) = Log::open(dir.path()).unwrap();
+    let (_, recovered) = open(dir.path()).unwrap();
     let terms: Vec<(u64, u64)> = recovered.entries.iter().map(|e| (e.index, e.term)).collect();
     assert_eq!(terms, vec![(1, 1), (2, 1), (3, 2)]);
 }
