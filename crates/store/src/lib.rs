@@ -5,6 +5,7 @@
 //! ([`watch`]) and answered: [`engine`] is the threads that do it. [`state`] and [`snapshot`]
 //! keep what memory and log do not. `mvcc`, `watch`, `node` and `lessor` are pure.
 
+pub mod bootstrap;
 pub mod config;
 pub mod engine;
 pub mod etcd;
