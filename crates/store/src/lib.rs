@@ -16,6 +16,7 @@ pub mod members;
 pub mod mvcc;
 pub mod node;
 mod open;
+pub mod peer;
 pub mod replica;
 pub mod snapshot;
 pub mod state;
