@@ -570,11 +570,15 @@ impl Storage for Memory {
     }
 
     /// Where a member behind the entries kept has to begin. The content travels beside the message.
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let fits = |mark: &Mark| mark.index >= request_index && mark.index >= self.before.0;
         let found =
             self.offer.filter(fits).and_then(|mark| Some((mark, self.seats_at(mark.index)?)));
-        let Some((mark, seats)) = found else {
+        // A member takes no snapshot that does not know it.
+        let known = |seats: &ConfState| {
+            [&seats.voters, &seats.learners, &seats.voters_outgoing].iter().any(|s| s.contains(&to))
+        };
+        let Some((mark, seats)) = found.filter(|(_, seats)| known(seats)) else {
             self.wanted.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };

@@ -232,6 +232,9 @@ fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::
         }
         applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
     }
+    if let Some(members) = &round.members {
+        engine.members.send_replace(members.clone());
+    }
     keep_leases(engine, &round, leads_anew);
     publish(engine, &round.changes);
     for (answer, reply) in replies {
@@ -290,6 +293,7 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
         *lessor = crate::lessor::Lessor::default();
         new.mvcc.leases().iter().for_each(|(id, lease)| lessor.begin(id, lease.ttl_s, now));
     }
+    engine.members.send_replace(new.members.clone());
     *engine.applied.write() = new;
     let behind = engine.hub.lock().jump(revision);
     for Behind { stream, watch, next } in behind {
