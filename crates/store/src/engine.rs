@@ -40,6 +40,8 @@ pub type Turn = oneshot::Sender<Result<(), Refusal>>;
 pub enum Ask {
     /// Replicate an operation.
     Propose(Vec<u8>, Answer),
+    /// Replicate what a leader has decided, if this member still leads.
+    Lead(Vec<u8>, Answer),
     /// Replicate a change of members; only the leader does.
     Change(Change, Answer),
     /// Let a read have its turn.
@@ -89,6 +91,10 @@ pub struct Engine {
     pub committed: AtomicU64,
     /// Who leads.
     pub leader: AtomicU64,
+    /// The last term in which this member led and gave all leases their full life.
+    pub leases_term: AtomicU64,
+    /// Held while the archive is filled anew: what it says meanwhile is not all.
+    pub refill: RwLock<()>,
     /// Up to which revision the archive has everything.
     pub archived: AtomicI64,
     /// Bytes logged since the last snapshot.
@@ -232,6 +238,7 @@ impl Engine {
             }
             mvcc.recent_from().map_or(mvcc.revision(), |first| first - 1)
         };
+        let _whole = self.refill.read();
         let mut found = self.state.changes(from, to, bytes_max);
         let applied = self.applied.read();
         if from < applied.mvcc.compacted() {
@@ -247,16 +254,29 @@ impl Engine {
         Ok((found, next))
     }
 
+    /// Whether this member's deadlines of leases count: it leads, and has given all of them their full life since.
+    #[must_use]
+    pub fn keeps_leases(&self) -> bool {
+        self.leader.load(Ordering::Relaxed) == self.identity.member
+            && self.leases_term.load(Ordering::Acquire) == self.term.load(Ordering::Relaxed)
+    }
+
     /// Ends leases whose time has come, as long as this member leads.
     pub async fn expire_leases(&self) {
         loop {
             tokio::time::sleep(LEASE_CHECK).await;
-            if self.leader.load(Ordering::Relaxed) != self.identity.member {
+            if !self.keeps_leases() {
                 continue;
             }
             let expired = self.lessor.lock().expired(self.clock.monotonic());
             for id in expired {
-                let ended = self.propose(&Op::Revoke(LeaseRevokeRequest { id })).await;
+                let (answer, reply) = oneshot::channel();
+                let op = Op::Revoke(LeaseRevokeRequest { id });
+                let asked = self.ask(Ask::Lead(op.encode(), answer));
+                let ended = match asked {
+                    Ok(()) => reply.await.unwrap_or(Err(Refusal::Stopped)),
+                    Err(refusal) => Err(refusal),
+                };
                 match ended {
                     Ok(_) | Err(Refusal::State(_)) => {}
                     Err(error) => {

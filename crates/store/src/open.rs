@@ -17,10 +17,10 @@ use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Services, Settings, routes};
 use crate::lessor::Lessor;
-use crate::log::{Log, Recovered, Sizes};
+use crate::log::{Entry, Log, Recovered, Sizes};
 use crate::members::Members;
 use crate::node::{Node, Start};
-use crate::replica::{Refusal, Replica};
+use crate::replica::{KEPT_ENTRIES, Refusal, Replica};
 use crate::snapshot::{self, Mark};
 use crate::state::State;
 use crate::threads::{self, ROUNDS_MAX};
@@ -101,6 +101,8 @@ struct Found {
     applied: Applied,
     log: Log,
     recovered: Recovered,
+    /// The entry before those recovered.
+    before: Mark,
 }
 
 fn find(config: &Config) -> anyhow::Result<Found> {
@@ -132,7 +134,10 @@ fn find(config: &Config) -> anyhow::Result<Found> {
         }
     };
     let mark = applied.mark;
-    recovered.entries.retain(|entry| entry.index > mark.index);
+    if recovered.entries.iter().any(|entry| entry.index == mark.index && entry.term != mark.term) {
+        // A snapshot came from another history than the log's end, which was never acknowledged.
+        recovered.entries.clear();
+    }
     let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
     if first > mark.index + 1 {
         bail!(
@@ -141,7 +146,20 @@ fn find(config: &Config) -> anyhow::Result<Found> {
             mark.index
         );
     }
-    Ok(Found { identity, state, applied, log, recovered })
+    let before = kept_before(&mut recovered.entries, mark);
+    Ok(Found { identity, state, applied, log, recovered, before })
+}
+
+/// Leaves entries that members a little behind may need, and returns what is before the first of them.
+fn kept_before(entries: &mut Vec<Entry>, mark: Mark) -> Mark {
+    let applied = entries.iter().take_while(|entry| entry.index <= mark.index).count();
+    let first = applied.saturating_sub(KEPT_ENTRIES);
+    if applied == 0 {
+        return mark;
+    }
+    let before = Mark { index: entries[first].index, term: entries[first].term };
+    entries.drain(..=first);
+    before
 }
 
 /// What every member of a new cluster begins with: the same members, at an entry that nobody has to replicate. A member
@@ -171,14 +189,14 @@ fn identity(path: &Path) -> anyhow::Result<Identity> {
 
 /// Starts the threads of a member.
 fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Engine>> {
-    let Found { identity, state, applied, log, recovered } = found;
+    let Found { identity, state, applied, log, recovered, before } = found;
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
         voters: members.voters(),
         learners: members.learners(),
         vote: recovered.vote,
-        snapshot: mark,
+        before,
         entries: recovered.entries,
         applied: mark.index,
         seed: rand::random(),
@@ -204,6 +222,8 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks: asks.clone(),
         alone: AtomicBool::new(false),
+        leases_term: AtomicU64::new(0),
+        refill: RwLock::new(()),
         term: AtomicU64::new(0),
         committed: AtomicU64::new(mark.index),
         leader: AtomicU64::new(0),
@@ -212,6 +232,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     });
     let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
     let (to_archive, kept) = sync_channel(ROUNDS_MAX);
+    let (to_snapshot, wanted) = sync_channel(1);
     let e = engine.clone();
     thread(ctx, "log", move || {
         threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |_| {})
@@ -219,7 +240,9 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     let e = engine.clone();
     thread(ctx, "apply", move || threads::apply_thread(&e, &jobs, &to_archive));
     let e = engine.clone();
-    thread(ctx, "archive", move || threads::archive_thread(&e, &kept));
+    thread(ctx, "archive", move || threads::archive_thread(&e, &kept, &to_snapshot));
+    let e = engine.clone();
+    thread(ctx, "snapshot", move || threads::snapshot_thread(&e, &wanted));
     let (shutdown, stopping) = (ctx.shutdown.clone(), engine.clone());
     ctx.tasks.job(async move {
         shutdown.cancelled().await;
