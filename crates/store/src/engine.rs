@@ -6,13 +6,14 @@
 //! Reads go to the applied state directly: a member alone has nobody to ask.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError};
 use std::time::Duration;
 
-use daemon::{Clock, SystemDisk};
+use daemon::{Clock, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use wire::etcdserverpb::{
@@ -22,7 +23,7 @@ use wire::etcdserverpb::{
 
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
-use crate::log::{Entry, Log};
+use crate::log::{self, Entry, Log};
 use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check};
 use crate::node::Node;
 use crate::snapshot::Mark;
@@ -103,6 +104,9 @@ pub struct Engine {
     pub identity: Identity,
     /// Bytes that keys and values may take.
     pub quota_bytes: u64,
+    /// Free space below which nothing may grow any more: the log, a snapshot of what is there and
+    /// the state's own tidying must still fit.
+    pub disk_reserve_bytes: u64,
     /// Entries after which a snapshot is made.
     pub snapshot_entries: u64,
     /// Where snapshots go.
@@ -119,6 +123,8 @@ pub struct Engine {
     pub archived: AtomicI64,
     /// Bytes logged since the last snapshot.
     pub logged_bytes: AtomicU64,
+    /// The disk was full when it was last looked at.
+    pub disk_full: AtomicBool,
 }
 
 impl Engine {
@@ -143,7 +149,7 @@ impl Engine {
     pub async fn propose_growth(&self, op: &Op) -> Result<Reply, Refusal> {
         let (full, known) = {
             let applied = self.applied.read();
-            let full = applied.mvcc.bytes() as u64 > self.quota_bytes;
+            let full = applied.mvcc.bytes() as u64 > self.quota_bytes || self.disk_is_full();
             (full, applied.mvcc.no_space())
         };
         if full && !known {
@@ -158,6 +164,26 @@ impl Engine {
             return Err(Error::NoSpace.into());
         }
         self.propose(op).await
+    }
+
+    /// Whether nothing may grow for want of space. Looks again only if there was none: whoever
+    /// made some and cleared the alarm must not have to wait.
+    fn disk_is_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed) && self.look_at_disk()
+    }
+
+    fn look_at_disk(&self) -> bool {
+        let full = match SystemDisk.free_bytes(&self.snapshot_dir) {
+            Ok(free) => free < self.disk_reserve_bytes,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell how much space is left");
+                false
+            }
+        };
+        if self.disk_full.swap(full, Ordering::Relaxed) != full {
+            tracing::warn!(full, "the disk is full, or is no longer");
+        }
+        full
     }
 
     /// Answers a range request from the applied state.
@@ -453,12 +479,21 @@ pub fn archive_thread(engine: &Engine, rounds: &Receiver<Round>) -> anyhow::Resu
         }
         engine.state.write(&round)?;
         engine.archived.store(round.revision, Ordering::Release);
+        engine.look_at_disk();
         let entries = round.mark.index.saturating_sub(last.index);
         let logged = engine.logged_bytes.load(Ordering::Relaxed);
         let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
         if due && logged >= snapshot_bytes {
             engine.logged_bytes.store(0, Ordering::Relaxed);
-            (last, snapshot_bytes) = snapshot(engine)?;
+            match snapshot(engine) {
+                Ok(made) => (last, snapshot_bytes) = made,
+                // The log goes on without it, and as much of it must come before the next try.
+                Err(error) if log::is_full(&error) => {
+                    tracing::warn!(%error, "no room for a snapshot");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
             // The log reaches back to the older of the two snapshots that are kept.
             if let [_, (older, _), ..] =
                 crate::snapshot::list(&SystemDisk, &engine.snapshot_dir)?[..]
@@ -486,7 +521,7 @@ fn merge(round: &mut Round, next: Round) {
 ///
 /// # Errors
 /// When the disk fails.
-pub fn snapshot(engine: &Engine) -> anyhow::Result<(Mark, u64)> {
+pub fn snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
     let (mvcc, mark) = {
         let applied = engine.applied.read();
         (applied.mvcc.clone(), applied.mark)

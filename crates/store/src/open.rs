@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use std::sync::mpsc::{channel, sync_channel};
 use std::time::Duration;
 
@@ -102,7 +102,8 @@ struct Found {
 
 fn find(config: &Config) -> anyhow::Result<Found> {
     let dir = Path::new(&config.data_dir);
-    SystemDisk.create_dir(dir).with_context(|| format!("create {}", dir.display()))?;
+    let snapshots = dir.join("snapshots");
+    SystemDisk.create_dir(&snapshots).with_context(|| format!("create {}", dir.display()))?;
     let boot_id = std::fs::read_to_string(BOOT_ID).unwrap_or_else(|error| {
         tracing::debug!(%error, "no boot id: the state is used only after a clean end");
         String::new()
@@ -112,7 +113,7 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     let (mvcc, mark) = match state.load()? {
         Some(loaded) => loaded,
         None => {
-            let (mvcc, mark) = snapshot::newest(&SystemDisk, &dir.join("snapshots"))?;
+            let (mvcc, mark) = snapshot::newest(&SystemDisk, &snapshots)?;
             state.fill(&mvcc, mark)?;
             (mvcc, mark)
         }
@@ -177,6 +178,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         clock: ctx.clock.clone(),
         identity,
         quota_bytes: config.quota_bytes,
+        disk_reserve_bytes: config.disk_reserve_bytes,
         snapshot_entries: config.snapshot_entries.max(1),
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks: asks.clone(),
@@ -185,6 +187,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         leader: AtomicU64::new(0),
         archived: AtomicI64::new(revision),
         logged_bytes: AtomicU64::new(0),
+        disk_full: AtomicBool::new(false),
     });
     let (to_apply, committed) = sync_channel(ROUNDS_MAX);
     let (to_archive, rounds) = sync_channel(ROUNDS_MAX);
