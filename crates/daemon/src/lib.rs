@@ -6,6 +6,7 @@
 //! metrics go ([`Metrics`]). [`disk`] is what survives a power cut. [`channel`] and [`serve`] are the two ends of every connection, over
 //! TLS ([`tls`]) or in memory.
 
+mod authority;
 pub mod channel;
 pub mod clock;
 pub mod config;

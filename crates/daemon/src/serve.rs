@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tower::{Service, ServiceExt};
 
+use crate::authority::Mended;
 use crate::context::Context;
 use crate::tls::PeerCertificates;
 
@@ -147,6 +148,7 @@ where
         request.extensions_mut().insert(certificates.clone());
         request
     });
+    let service = TowerToHyperService::new(service);
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
@@ -155,8 +157,7 @@ where
         .max_concurrent_streams(STREAMS_MAX)
         .adaptive_window(true)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    let served =
-        builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service));
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(Mended::new(io)), service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         end = served.as_mut() => end.map_err(|error| anyhow::anyhow!(error)),
@@ -167,5 +168,61 @@ where
                 Err(_) => Ok(()), // streams without end, such as watches
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// A call of method POST for `/`, whose last header is `authority` as it is on the wire.
+    fn call(stream: u8, authority: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(3 + authority.len()).unwrap();
+        let ends = 0x4 | 0x1;
+        let head = [0, 0, length, 1, ends, 0, 0, 0, stream, 0x83, 0x86, 0x84];
+        [&head[..], authority].concat()
+    }
+
+    #[tokio::test]
+    async fn a_call_that_names_a_whole_url_as_its_authority_is_answered() {
+        let ctx = Context::new(CancellationToken::new());
+        let answer = |request: Request<Incoming>| async move {
+            let authority = request.uri().authority().map(ToString::to_string);
+            Ok::<_, Infallible>(Response::new(authority.unwrap_or_default()))
+        };
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let service = tower::service_fn(answer);
+        let served = http(server, peer, PeerCertificates::default(), service, ctx.clone());
+        let asked = async {
+            let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+            let literal = [&[0x41, 9][..], b"http://a1"].concat();
+            let sent = [
+                &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+                &settings,
+                &call(1, &literal),
+                // The first entry of the table that both ends keep.
+                &call(3, &[0x80 | 62]),
+            ];
+            client.write_all(&sent.concat()).await.unwrap();
+            let mut bodies = Vec::new();
+            while bodies.len() < 2 {
+                let mut head = [0; 9];
+                client.read_exact(&mut head).await.unwrap();
+                let mut body = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+                client.read_exact(&mut body).await.unwrap();
+                assert_ne!(head[3], 3, "the call was reset");
+                if head[3] == 0 {
+                    bodies.push(String::from_utf8(body).unwrap());
+                }
+            }
+            drop(client);
+            bodies
+        };
+        let (_, bodies) = tokio::join!(served, asked);
+        assert_eq!(bodies, ["http---a1", "http---a1"]);
     }
 }

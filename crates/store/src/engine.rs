@@ -1,16 +1,11 @@
-//! The running member: a thread that logs, one that applies, one that archives, and what the
-//! services ask of them.
+//! The running member as services see it: they ask it to replicate, to read and to catch up.
 //!
-//! A proposal waits for the log thread, which gathers all that wait into one sync; the apply
-//! thread works on what is committed while the next sync runs, tells the watchers, then answers.
-//! Reads go to the applied state directly: a member alone has nobody to ask.
+//! The threads behind it are in [`crate::threads`].
 
-use std::collections::VecDeque;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use daemon::{Clock, Disk as _, SystemDisk};
@@ -21,62 +16,38 @@ use wire::etcdserverpb::{
     TxnResponse,
 };
 
+use crate::applied::Applied;
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
-use crate::log::{self, Entry, Log};
+use crate::members::Change;
 use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check};
-use crate::node::Node;
-use crate::snapshot::Mark;
-use crate::state::{Round, State};
-use crate::watch::{Behind, Hub};
+use crate::replica::{Input, Refusal};
+use crate::state::State;
+use crate::watch::Hub;
 
-/// Rounds that may wait between two threads.
-pub const ROUNDS_MAX: usize = 64;
-/// Bytes of proposals that one sync takes.
-const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Log bytes after which a snapshot is made, if it would not be larger than that.
-const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
+/// Requests and messages that may wait for the log thread.
+pub const ASKS_MAX: usize = 16 << 10;
 /// How often leases are looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 
-/// Why a proposal has no reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The state refused it, or it may not be proposed.
-    #[error(transparent)]
-    State(#[from] Error),
-    /// This member does not lead.
-    #[error("etcdserver: not leader")]
-    NotLeader,
-    /// Another leader took over before it was committed.
-    #[error("etcdserver: leader changed")]
-    LeaderChanged,
-    /// The member is going down.
-    #[error("etcdserver: server stopped")]
-    Stopped,
-}
-
-type Answer = oneshot::Sender<Result<Reply, Refusal>>;
+/// Who waits for a reply.
+pub type Answer = oneshot::Sender<Result<Reply, Refusal>>;
+/// Who waits until a read sees all that was acknowledged before.
+pub type Turn = oneshot::Sender<Result<(), Refusal>>;
 
 /// What the log thread is asked to do.
+#[derive(Debug)]
 pub enum Ask {
     /// Replicate an operation.
     Propose(Vec<u8>, Answer),
-    /// Drop log entries that a snapshot has.
-    Release(Mark),
+    /// Replicate a change of members; only the leader does.
+    Change(Change, Answer),
+    /// Let a read have its turn.
+    Read(Turn),
+    /// What peers and snapshots bring.
+    Tell(Input),
     /// End.
     Stop,
-}
-
-/// A committed entry on its way to the state, with who waits for it.
-type Committed = Vec<(Entry, Option<Answer>)>;
-
-/// The applied state and the entry it ends with.
-pub struct Applied {
-    /// The state.
-    pub mvcc: Mvcc,
-    /// The entry.
-    pub mark: Mark,
 }
 
 /// Who this member is.
@@ -112,7 +83,9 @@ pub struct Engine {
     /// Where snapshots go.
     pub snapshot_dir: PathBuf,
     /// To the log thread.
-    pub asks: Sender<Ask>,
+    pub asks: SyncSender<Ask>,
+    /// Whether there are no other members, so that everything acknowledged is applied here.
+    pub alone: AtomicBool,
     /// The current term.
     pub term: AtomicU64,
     /// The last committed entry.
@@ -138,8 +111,43 @@ impl Engine {
             return Err(Error::RequestTooLarge.into());
         }
         let (answer, reply) = oneshot::channel();
-        self.asks.send(Ask::Propose(data, answer)).map_err(|_| Refusal::Stopped)?;
+        self.ask(Ask::Propose(data, answer))?;
         reply.await.unwrap_or(Err(Refusal::Stopped))
+    }
+
+    /// Replicates a change of members, if this member leads.
+    ///
+    /// # Errors
+    /// When the members cannot change so, or this member cannot replicate.
+    pub async fn change(&self, change: Change) -> Result<(), Refusal> {
+        let (answer, reply) = oneshot::channel();
+        self.ask(Ask::Change(change, answer))?;
+        reply.await.unwrap_or(Err(Refusal::Stopped)).map(drop)
+    }
+
+    /// Waits until the applied state has all that was acknowledged to anybody before.
+    ///
+    /// # Errors
+    /// When no leader confirms it in time.
+    pub async fn turn(&self) -> Result<(), Refusal> {
+        if self.alone.load(Ordering::Acquire) {
+            // What is acknowledged was applied here before.
+            return Ok(());
+        }
+        let (turn, come) = oneshot::channel();
+        self.ask(Ask::Read(turn))?;
+        come.await.unwrap_or(Err(Refusal::Stopped))
+    }
+
+    /// Asks the log thread, unless too many wait for it.
+    ///
+    /// # Errors
+    /// When they do, or it has ended.
+    pub fn ask(&self, ask: Ask) -> Result<(), Refusal> {
+        self.asks.try_send(ask).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::TooMany,
+            TrySendError::Disconnected(_) => Refusal::Stopped,
+        })
     }
 
     /// Replicates an operation that makes the state larger, if the quota allows it.
@@ -172,7 +180,8 @@ impl Engine {
         self.disk_full.load(Ordering::Relaxed) && self.look_at_disk()
     }
 
-    fn look_at_disk(&self) -> bool {
+    /// Looks how much space is left, and whether that is too little.
+    pub fn look_at_disk(&self) -> bool {
         let full = match SystemDisk.free_bytes(&self.snapshot_dir) {
             Ok(free) => free < self.disk_reserve_bytes,
             Err(error) => {
@@ -294,240 +303,4 @@ fn fill_prev(mvcc: &Mvcc, state: &State, changes: &mut Changes) {
         wire::mvccpb::Event { prev_kv, ..event.clone() }
     });
     changes.events = events.collect();
-}
-
-/// Runs the log thread until it is told to stop.
-///
-/// # Errors
-/// When the disk fails: nothing can be acknowledged any more.
-pub fn log_thread(
-    engine: &Engine,
-    mut node: Node,
-    mut log: Log,
-    asks: &Receiver<Ask>,
-    apply: &SyncSender<Committed>,
-) -> anyhow::Result<()> {
-    let mut waiting: VecDeque<(u64, u64, Answer)> = VecDeque::new();
-    let mut vote = (0, 0);
-    loop {
-        while let Some(effects) = node.step() {
-            let bytes: usize = effects.entries.iter().map(|e| e.data.len() + 40).sum();
-            for entry in &effects.entries {
-                log.entry(entry);
-            }
-            // The commit index alone need not be durable: a restart finds it again.
-            if let Some(new) = effects.vote.filter(|v| (v.term, v.vote) != vote) {
-                log.vote(new);
-                vote = (new.term, new.vote);
-            }
-            log.sync()?;
-            engine.logged_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-            let mut committed = effects.committed;
-            committed.extend(node.written());
-            engine.term.store(node.term(), Ordering::Relaxed);
-            engine.leader.store(node.leader(), Ordering::Relaxed);
-            engine.committed.store(node.committed(), Ordering::Relaxed);
-            if let Some(last) = committed.last() {
-                node.compact(last.index);
-                let round = committed.into_iter().map(|e| with_answer(e, &mut waiting)).collect();
-                apply.send(round)?;
-            }
-        }
-        let Ok(mut ask) = asks.recv() else { return Ok(()) };
-        let mut bytes = 0;
-        loop {
-            match ask {
-                Ask::Stop => return Ok(()),
-                Ask::Release(mark) => log.release(mark.index)?,
-                Ask::Propose(data, answer) => {
-                    bytes += data.len();
-                    match node.propose(data) {
-                        Ok((term, index)) => waiting.push_back((index, term, answer)),
-                        Err(_) => drop(answer.send(Err(Refusal::NotLeader))),
-                    }
-                }
-            }
-            if bytes > BATCH_BYTES_MAX {
-                break;
-            }
-            match asks.try_recv() {
-                Ok(next) => ask = next,
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return Ok(()),
-            }
-        }
-    }
-}
-
-/// Finds who waits for an entry. Whoever waited for its place in another term has lost it.
-fn with_answer(
-    entry: Entry,
-    waiting: &mut VecDeque<(u64, u64, Answer)>,
-) -> (Entry, Option<Answer>) {
-    while let Some((index, term, answer)) = waiting.pop_front() {
-        if index > entry.index {
-            waiting.push_front((index, term, answer));
-            break;
-        }
-        if (index, term) == (entry.index, entry.term) {
-            return (entry, Some(answer));
-        }
-        drop(answer.send(Err(Refusal::LeaderChanged)));
-    }
-    (entry, None)
-}
-
-/// Runs the apply thread until the log thread ends.
-///
-/// # Errors
-/// When a committed entry cannot be read: this member cannot go on.
-pub fn apply_thread(
-    engine: &Engine,
-    rounds: &Receiver<Committed>,
-    archive: &SyncSender<Round>,
-) -> anyhow::Result<()> {
-    let mut replies = Vec::new();
-    while let Ok(committed) = rounds.recv() {
-        let mut round = Round::default();
-        {
-            let mut applied = engine.applied.write();
-            for (entry, answer) in committed {
-                let reply = apply(engine, &mut applied, entry, &mut round)?;
-                replies.extend(answer.zip(reply));
-            }
-            applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
-            round.mark = applied.mark;
-            round.revision = applied.mvcc.revision();
-            round.compacted = applied.mvcc.compacted();
-        }
-        publish(engine, &round.changes);
-        for (answer, reply) in replies.drain(..) {
-            // Whoever does not wait any more does not need it.
-            drop(answer.send(reply));
-        }
-        archive.send(round)?;
-    }
-    Ok(())
-}
-
-/// Applies one entry and notes in `round` what it changed.
-///
-/// # Errors
-/// When the entry cannot be read.
-pub fn apply(
-    engine: &Engine,
-    applied: &mut Applied,
-    entry: Entry,
-    round: &mut Round,
-) -> anyhow::Result<Option<Result<Reply, Refusal>>> {
-    assert!(entry.index == applied.mark.index + 1);
-    applied.mark = Mark { index: entry.index, term: entry.term };
-    if entry.data.is_empty() {
-        return Ok(None); // a new leader's first entry
-    }
-    let op = Op::decode(entry.data)
-        .map_err(|error| anyhow::anyhow!("entry {}: {error}", entry.index))?;
-    let alarms = matches!(op, Op::Alarm(_)).then(|| applied.mvcc.summary().alarms);
-    let outcome = applied.mvcc.apply(&op, &*engine.state);
-    round.changes.extend(outcome.changes);
-    round.removed.extend(outcome.removed);
-    match (&op, &outcome.reply) {
-        (Op::Grant(_), Ok(Reply::Grant(granted))) => {
-            round.leases.push((granted.id, Some(granted.ttl)));
-            let now = engine.clock.monotonic();
-            engine.lessor.lock().begin(granted.id, granted.ttl, now);
-        }
-        (Op::Revoke(request), Ok(_)) => {
-            round.leases.push((request.id, None));
-            engine.lessor.lock().end(request.id);
-        }
-        (Op::Alarm(_), Ok(_)) => {
-            let before = alarms.unwrap_or_default();
-            let after = applied.mvcc.summary().alarms;
-            round.alarms.extend(before.iter().filter(|a| !after.contains(a)).map(|a| (*a, false)));
-            round.alarms.extend(after.iter().map(|a| (*a, true)));
-        }
-        _ => {}
-    }
-    Ok(Some(outcome.reply.map_err(Refusal::State)))
-}
-
-fn publish(engine: &Engine, changes: &[Changes]) {
-    if changes.is_empty() {
-        return;
-    }
-    let header = engine.header(0);
-    let mut hub = engine.hub.lock();
-    let behind = hub.publish(header, changes, |sink, responses| sink.offer(responses));
-    for Behind { stream, watch, next } in behind {
-        stream.fell_behind(watch, next);
-    }
-}
-
-/// Runs the archive thread until the apply thread ends: writes old values to disk and makes
-/// snapshots. Closes the state at the end.
-///
-/// # Errors
-/// When the disk fails.
-pub fn archive_thread(engine: &Engine, rounds: &Receiver<Round>) -> anyhow::Result<()> {
-    let mut last = engine.applied.read().mark;
-    let mut snapshot_bytes = 0;
-    while let Ok(round) = rounds.recv() {
-        let mut round = round;
-        while let Ok(next) = rounds.try_recv() {
-            merge(&mut round, next);
-        }
-        engine.state.write(&round)?;
-        engine.archived.store(round.revision, Ordering::Release);
-        engine.look_at_disk();
-        let entries = round.mark.index.saturating_sub(last.index);
-        let logged = engine.logged_bytes.load(Ordering::Relaxed);
-        let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
-        if due && logged >= snapshot_bytes {
-            engine.logged_bytes.store(0, Ordering::Relaxed);
-            match snapshot(engine) {
-                Ok(made) => (last, snapshot_bytes) = made,
-                // The log goes on without it, and as much of it must come before the next try.
-                Err(error) if log::is_full(&error) => {
-                    tracing::warn!(%error, "no room for a snapshot");
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            // The log reaches back to the older of the two snapshots that are kept.
-            if let [_, (older, _), ..] =
-                crate::snapshot::list(&SystemDisk, &engine.snapshot_dir)?[..]
-            {
-                drop(engine.asks.send(Ask::Release(older)));
-            }
-        }
-    }
-    engine.state.close()?;
-    Ok(())
-}
-
-fn merge(round: &mut Round, next: Round) {
-    // What is removed was written before; a batch keeps the order of its operations.
-    round.mark = next.mark;
-    round.revision = next.revision;
-    round.compacted = next.compacted;
-    round.changes.extend(next.changes);
-    round.removed.extend(next.removed);
-    round.leases.extend(next.leases);
-    round.alarms.extend(next.alarms);
-}
-
-/// Writes the applied state to a snapshot file.
-///
-/// # Errors
-/// When the disk fails.
-pub fn snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
-    let (mvcc, mark) = {
-        let applied = engine.applied.read();
-        (applied.mvcc.clone(), applied.mark)
-    };
-    let bytes =
-        crate::snapshot::save(&SystemDisk, &engine.snapshot_dir, (&mvcc, mark), &*engine.state)?;
-    tracing::info!(index = mark.index, bytes, "made a snapshot");
-    Ok((mark, bytes))
 }

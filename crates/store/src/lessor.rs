@@ -18,9 +18,16 @@ struct Deadline {
 }
 
 impl Lessor {
-    /// A lease begins, or a new leader gives it its full life again.
+    /// A lease begins.
     pub fn begin(&mut self, id: i64, ttl_s: i64, now: Duration) {
         self.by_id.insert(id, Deadline { at: now + seconds(ttl_s), ttl_s, ending: false });
+    }
+
+    /// A new leader gives every lease its full life again: the old one may have renewed it.
+    pub fn extend_all(&mut self, now: Duration) {
+        for deadline in self.by_id.values_mut() {
+            *deadline = Deadline { at: now + seconds(deadline.ttl_s), ending: false, ..*deadline };
+        }
     }
 
     /// A lease is gone.

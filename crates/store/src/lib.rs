@@ -1,20 +1,24 @@
 //! Replicated key-value store that speaks etcd v3.
 //!
-//! A request comes in through [`etcd`], becomes an operation ([`mvcc::Op`]), is replicated by
-//! [`node`] and made durable by [`log`], is applied to the state ([`mvcc`]), told to watchers
-//! ([`watch`]) and answered: [`engine`] is the threads that do it. [`state`] and [`snapshot`]
-//! keep what memory and log do not. `mvcc`, `watch`, `node` and `lessor` are pure.
+//! A request comes in through [`etcd`], becomes an operation ([`mvcc::Op`]) and is asked of the [`engine`]. It is
+//! replicated by [`node`] and made durable by [`log`] (both in [`replica`]), [`applied`] to the state ([`mvcc`]), told to
+//! watchers ([`watch`]) and answered; [`threads`] do it. [`state`] and [`snapshot`] keep what memory and log do not.
+//! `mvcc`, `watch`, `node`, `members`, `applied` and `lessor` are pure, and `replica` is but for its log.
 
+pub mod applied;
 pub mod config;
 pub mod engine;
 pub mod etcd;
 pub mod lessor;
 pub mod log;
+pub mod members;
 pub mod mvcc;
 pub mod node;
 mod open;
+pub mod replica;
 pub mod snapshot;
 pub mod state;
+pub mod threads;
 pub mod watch;
 
 pub use config::Config;

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use daemon::{Disk, DiskFile as _, SystemDisk};
 
+use crate::snapshot::Mark;
+
 /// The format that is written; others are refused by name.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 const MAGIC: &[u8; 6] = b"ICWAL\n";
 const HEADER_BYTES: usize = 16;
 const RECORD_BYTES: usize = 16;
@@ -36,6 +38,7 @@ impl Default for Sizes {
 const KIND_ENTRY: u32 = 1;
 const KIND_VOTE: u32 = 2;
 const KIND_SEAL: u32 = 3;
+const KIND_BEGIN: u32 = 4;
 
 /// One entry of the replicated log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub struct Recovered {
     pub entries: Vec<Entry>,
     /// The last vote.
     pub vote: Vote,
+    /// The snapshot that took the place of all entries before; the state must not be older.
+    pub begin: Mark,
     /// Bytes of a torn tail that were cut off.
     pub torn_bytes: usize,
 }
@@ -215,6 +220,13 @@ impl<D: Disk> Log<D> {
         self.vote = vote;
         let body = [vote.term.to_le_bytes(), vote.vote.to_le_bytes(), vote.commit.to_le_bytes()];
         self.record(KIND_VOTE, &[body.as_flattened()]);
+    }
+
+    /// Adds that a snapshot takes the place of all entries so far.
+    pub fn begin_again(&mut self, mark: Mark) {
+        self.last_index = mark.index;
+        let body = [mark.index.to_le_bytes(), mark.term.to_le_bytes()];
+        self.record(KIND_BEGIN, &[body.as_flattened()]);
     }
 
     /// Writes and syncs everything added. When it returns, all of it survives a power cut.
@@ -455,6 +467,13 @@ fn read_segment<D: Disk>(
                     return Err(corrupt(at));
                 };
                 recovered.vote = Vote { term, vote, commit };
+            }
+            KIND_BEGIN => {
+                let (Some(index), Some(term)) = (long(record.body, 0), long(record.body, 8)) else {
+                    return Err(corrupt(at));
+                };
+                recovered.begin = Mark { index, term };
+                recovered.entries.clear();
             }
             KIND_ENTRY => {
                 let entry = read_entry(record.body).ok_or_else(|| corrupt(at))?;

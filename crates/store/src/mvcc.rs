@@ -74,6 +74,8 @@ pub enum Reply {
     Revoke(LeaseRevokeResponse),
     /// To a change of alarms.
     Alarm(AlarmResponse),
+    /// To a change of members.
+    Members,
 }
 
 /// What an operation did.

@@ -3,23 +3,27 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use daemon::{Context, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tonic::service::Routes;
+use wire::etcdserverpb::Member;
 
+use crate::applied::Applied;
 use crate::config::Config;
-use crate::engine::{self, Applied, Ask, Engine, Identity, ROUNDS_MAX};
+use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Services, Settings, routes};
 use crate::lessor::Lessor;
 use crate::log::{Log, Recovered, Sizes};
-use crate::mvcc::Mvcc;
+use crate::members::Members;
 use crate::node::{Node, Start};
+use crate::replica::{Refusal, Replica};
 use crate::snapshot::{self, Mark};
 use crate::state::State;
+use crate::threads::{self, ROUNDS_MAX};
 use crate::watch::Hub;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -94,8 +98,7 @@ pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
 struct Found {
     identity: Identity,
     state: State,
-    mvcc: Mvcc,
-    mark: Mark,
+    applied: Applied,
     log: Log,
     recovered: Recovered,
 }
@@ -110,28 +113,43 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     });
     let state = State::open(dir, boot_id.trim())?;
     let identity = identity(&dir.join("member"))?;
-    let (mvcc, mark) = match state.load()? {
-        Some(loaded) => loaded,
-        None => {
-            let (mvcc, mark) = snapshot::newest(&SystemDisk, &snapshots)?;
-            state.fill(&mvcc, mark)?;
-            (mvcc, mark)
-        }
-    };
     let (log, mut recovered) = Log::open(&SystemDisk, &dir.join("log"), Sizes::default())?;
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
+    let is_new =
+        recovered.entries.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
+    if is_new {
+        snapshot::save(&SystemDisk, &snapshots, &first_state(identity, config), &state)?;
+    }
+    let known = state.load()?.filter(|known| known.mark.index >= recovered.begin.index);
+    let applied = match known {
+        Some(known) => known,
+        None => {
+            let applied = snapshot::newest(&SystemDisk, &snapshots)?;
+            state.fill(&applied)?;
+            applied
+        }
+    };
+    let mark = applied.mark;
     recovered.entries.retain(|entry| entry.index > mark.index);
-    if let Some(first) = recovered.entries.first().filter(|e| e.index != mark.index + 1) {
+    let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
+    if first > mark.index + 1 {
         bail!(
-            "the log begins at entry {}, but the state ends at entry {}: a part is missing; \
+            "the log begins at entry {first}, but the state ends at entry {}: a part is missing; \
              restore this member from a snapshot",
-            first.index,
             mark.index
         );
     }
-    Ok(Found { identity, state, mvcc, mark, log, recovered })
+    Ok(Found { identity, state, applied, log, recovered })
+}
+
+/// What every member of a new cluster begins with: the same members, at an entry that nobody has to replicate. A member
+/// that joins later has nothing, and so is sent a snapshot first.
+fn first_state(identity: Identity, config: &Config) -> Applied {
+    let itself = Member { id: identity.member, name: config.name.clone(), ..Member::default() };
+    let members = Members::new(vec![itself]);
+    Applied { members, mark: Mark { index: 1, term: 1 }, ..Applied::default() }
 }
 
 /// Reads who this member is, or makes it up once.
@@ -153,25 +171,29 @@ fn identity(path: &Path) -> anyhow::Result<Identity> {
 
 /// Starts the threads of a member.
 fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Engine>> {
-    let Found { identity, state, mvcc, mark, log, recovered } = found;
+    let Found { identity, state, applied, log, recovered } = found;
+    let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
-        voters: vec![identity.member],
+        voters: members.voters(),
+        learners: members.learners(),
         vote: recovered.vote,
-        snapshot: (mark.index, mark.term),
+        snapshot: mark,
         entries: recovered.entries,
         applied: mark.index,
-        election_spread: usize::from(rand::random::<u8>()),
+        seed: rand::random(),
     })?;
+    let incarnation: u64 = rand::random();
+    let replica = Replica::new((identity.member, incarnation), node, log, members, mark.index);
     let mut lessor = Lessor::default();
     let now = ctx.clock.monotonic();
-    for (id, lease) in mvcc.leases().iter() {
+    for (id, lease) in applied.mvcc.leases().iter() {
         lessor.begin(id, lease.ttl_s, now);
     }
-    let (asks, asked) = channel();
-    let revision = mvcc.revision();
+    let (asks, asked) = sync_channel(ASKS_MAX);
+    let revision = applied.mvcc.revision();
     let engine = Arc::new(Engine {
-        applied: RwLock::new(Applied { mvcc, mark }),
+        applied: RwLock::new(applied),
         state: Arc::new(state),
         hub: Mutex::new(Hub::new(revision)),
         lessor: Mutex::new(lessor),
@@ -182,6 +204,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         snapshot_entries: config.snapshot_entries.max(1),
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks: asks.clone(),
+        alone: AtomicBool::new(false),
         term: AtomicU64::new(0),
         committed: AtomicU64::new(mark.index),
         leader: AtomicU64::new(0),
@@ -189,19 +212,23 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         logged_bytes: AtomicU64::new(0),
         disk_full: AtomicBool::new(false),
     });
-    let (to_apply, committed) = sync_channel(ROUNDS_MAX);
-    let (to_archive, rounds) = sync_channel(ROUNDS_MAX);
+    let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
+    let (to_archive, kept) = sync_channel(ROUNDS_MAX);
     let e = engine.clone();
-    thread(ctx, "log", move || engine::log_thread(&e, node, log, &asked, &to_apply));
+    thread(ctx, "log", move || {
+        threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |_| {})
+    });
     let e = engine.clone();
-    thread(ctx, "apply", move || engine::apply_thread(&e, &committed, &to_archive));
+    thread(ctx, "apply", move || threads::apply_thread(&e, &jobs, &to_archive));
     let e = engine.clone();
-    thread(ctx, "archive", move || engine::archive_thread(&e, &rounds));
-    let shutdown = ctx.shutdown.clone();
+    thread(ctx, "archive", move || threads::archive_thread(&e, &kept));
+    let (shutdown, stopping) = (ctx.shutdown.clone(), engine.clone());
     ctx.tasks.job(async move {
         shutdown.cancelled().await;
         // If the log thread is gone already, there is nothing to stop.
-        drop(asks.send(Ask::Stop));
+        while stopping.ask(Ask::Stop) == Err(Refusal::TooMany) {
+            tokio::time::sleep(START_CHECK).await;
+        }
     });
     Ok(engine)
 }

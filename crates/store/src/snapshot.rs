@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use daemon::{Disk, DiskFile as _, SystemDisk};
+use prost::Message as _;
 
+use crate::applied::Applied;
+use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Mvcc};
 
@@ -158,15 +161,16 @@ impl<D: Disk> Reader<D> {
 pub fn save<D: Disk>(
     disk: &D,
     dir: &Path,
-    (mvcc, mark): (&Mvcc, Mark),
+    applied: &Applied,
     archive: &dyn Archive,
 ) -> io::Result<u64> {
-    let mut writer = Writer::create(disk, dir, mark)?;
+    let mut writer = Writer::create(disk, dir, applied.mark)?;
     let unfinished = writer.unfinished.clone();
     let mut fill = || {
-        writer.block(&mvcc.summary().encode())?;
+        writer.block(&applied.mvcc.summary().encode())?;
+        writer.block(&applied.members.encode_to_vec())?;
         let mut block = Vec::new();
-        mvcc.records(archive, |at, event| {
+        applied.mvcc.records(archive, |at, event| {
             block.clear();
             block.extend_from_slice(&record::encode_revision(at));
             record::encode(event, &mut block);
@@ -185,7 +189,7 @@ pub fn save<D: Disk>(
 ///
 /// # Errors
 /// When there are snapshots and none can be used.
-pub fn newest<D: Disk>(disk: &D, dir: &Path) -> io::Result<(Mvcc, Mark)> {
+pub fn newest<D: Disk>(disk: &D, dir: &Path) -> io::Result<Applied> {
     let snapshots = list(disk, dir)?;
     let any = !snapshots.is_empty();
     for (_, path) in snapshots {
@@ -200,17 +204,19 @@ pub fn newest<D: Disk>(disk: &D, dir: &Path) -> io::Result<(Mvcc, Mark)> {
     if any {
         return Err(damaged(dir, "no snapshot can be used; restore this member from a backup"));
     }
-    Ok((Mvcc::default(), Mark::default()))
+    Ok(Applied::default())
 }
 
 /// Reads the state in one snapshot.
 ///
 /// # Errors
 /// When it is damaged.
-pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<(Mvcc, Mark)> {
+pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<Applied> {
     let mut reader = Reader::open(disk, path)?;
     let summary = reader.block()?.and_then(|block| Summary::decode(&block));
+    let members = reader.block()?.and_then(|block| Members::decode(block).ok());
     let mut mvcc = Mvcc::begin(&summary.ok_or_else(|| damaged(path, "its summary"))?);
+    let members = members.ok_or_else(|| damaged(path, "its members"))?;
     while let Some(mut block) = reader.block()? {
         if block.len() < REVISION_BYTES {
             return Err(damaged(path, "a record is too short"));
@@ -221,7 +227,18 @@ pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<(Mvcc, Mark)> {
         };
         mvcc.load(at, &event, false);
     }
-    Ok((mvcc, reader.mark))
+    Ok(Applied { mvcc, members, mark: reader.mark })
+}
+
+/// Reads the members in one snapshot, and its mark.
+///
+/// # Errors
+/// When it is damaged.
+pub fn members<D: Disk>(disk: &D, path: &Path) -> io::Result<(Mark, Members)> {
+    let mut reader = Reader::open(disk, path)?;
+    reader.block()?;
+    let members = reader.block()?.and_then(|block| Members::decode(block).ok());
+    Ok((reader.mark, members.ok_or_else(|| damaged(path, "its members"))?))
 }
 
 /// The snapshots in `dir`, newest first.

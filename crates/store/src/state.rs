@@ -11,7 +11,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use daemon::{Disk as _, SystemDisk};
+use prost::Message as _;
 
+use crate::applied::{Applied, Round};
+use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Changes, Mvcc, Revision};
 use crate::snapshot::Mark;
@@ -20,29 +23,11 @@ const RECORD: u8 = b'r';
 const LEASE: u8 = b'l';
 const ALARM: u8 = b'a';
 const MARK: &[u8] = b"m";
+const MEMBERS: &[u8] = b"p";
 const CACHE_BYTES: u64 = 16 << 20;
 const CLEAN: &str = "clean";
 /// Changes written at once while the state is filled from a snapshot.
 const FILL_RECORDS: usize = 4096;
-
-/// What one round of applied entries changed.
-#[derive(Debug, Default)]
-pub struct Round {
-    /// The last entry of the round.
-    pub mark: Mark,
-    /// The store's revision after it.
-    pub revision: i64,
-    /// The last compaction after it.
-    pub compacted: i64,
-    /// Changes to keep.
-    pub changes: Vec<Changes>,
-    /// Changes to forget.
-    pub removed: Vec<Revision>,
-    /// Leases granted (with their life in seconds) or ended.
-    pub leases: Vec<(i64, Option<i64>)>,
-    /// Alarms raised or cleared.
-    pub alarms: Vec<((u64, i32), bool)>,
-}
 
 /// The state on disk.
 #[derive(Debug)]
@@ -93,7 +78,7 @@ impl State {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn load(&self) -> Result<Option<(Mvcc, Mark)>, StateError> {
+    pub fn load(&self) -> Result<Option<Applied>, StateError> {
         let Some(mark) = self.db.get(MARK)? else { return Ok(None) };
         let Some((mark, mut summary)) = decode_mark(&mark) else { return Ok(None) };
         for item in self.db.scan_prefix([LEASE]) {
@@ -106,6 +91,8 @@ impl State {
             let member = key.get(1..9).and_then(number).map(i64::cast_unsigned);
             summary.alarms.extend(member.zip(kind));
         }
+        let members = self.db.get(MEMBERS)?.and_then(|bytes| Members::decode(&*bytes).ok());
+        let Some(members) = members else { return Ok(None) };
         let mut mvcc = Mvcc::begin(&summary);
         for item in self.db.scan_prefix([RECORD]) {
             let (key, value) = item?;
@@ -114,14 +101,17 @@ impl State {
             let (Some(at), Some(event)) = (at, event) else { return Ok(None) };
             mvcc.load(at, &event, true);
         }
-        Ok(Some((mvcc, mark)))
+        Ok(Some(Applied { mvcc, members, mark }))
     }
 
     /// Writes a whole state, as a snapshot gives it, over an empty one.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn fill(&self, mvcc: &Mvcc, mark: Mark) -> Result<(), StateError> {
+    pub fn fill(&self, applied: &Applied) -> Result<(), StateError> {
+        let Applied { mvcc, members, mark } = applied;
+        // First, so that a crash leaves no state that looks whole.
+        self.db.remove(MARK)?;
         self.db.clear()?;
         let mut batch = sled::Batch::default();
         let mut count = 0;
@@ -138,7 +128,8 @@ impl State {
         self.db.apply_batch(batch)?;
         let summary = mvcc.summary();
         self.write(&Round {
-            mark,
+            mark: *mark,
+            members: Some(members.clone()),
             revision: summary.revision,
             compacted: summary.compacted,
             leases: summary.leases.iter().map(|(id, ttl)| (*id, Some(*ttl))).collect(),
@@ -175,6 +166,9 @@ impl State {
             let kind = i64::from(*kind).to_be_bytes();
             let key = [&[ALARM][..], &member.to_be_bytes(), &kind].concat();
             if *raised { batch.insert(key, &[]) } else { batch.remove(key) }
+        }
+        if let Some(members) = &round.members {
+            batch.insert(MEMBERS, members.encode_to_vec());
         }
         batch.insert(MARK, encode_mark(round));
         self.db.apply_batch(batch)?;

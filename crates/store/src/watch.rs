@@ -190,6 +190,19 @@ impl<S: Clone> Hub<S> {
         Some(ticket)
     }
 
+    /// The state has jumped to a revision: everybody here is behind and has to read history.
+    pub fn jump(&mut self, revision: i64) -> Vec<Behind<S>> {
+        let missed = self.published + 1;
+        self.published = self.published.max(revision);
+        self.keys.clear();
+        self.spans.clear();
+        let behind = |w: Watcher<S>| {
+            let next = missed.max(w.watch.from);
+            Behind { stream: w.stream, watch: w.watch, next }
+        };
+        std::mem::take(&mut self.watchers).into_values().map(behind).collect()
+    }
+
     /// Removes a watcher.
     pub fn leave(&mut self, ticket: Ticket) {
         self.take(ticket);

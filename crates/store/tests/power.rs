@@ -7,6 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use daemon::Disk as _;
+use store::applied::Applied;
 use store::log::{Entry, EntryKind, Log, LogError, Recovered, Sizes, Vote};
 use store::mvcc::{Archive, Changes, Mvcc, Op, Revision};
 use store::snapshot::{self, Mark};
@@ -59,25 +60,25 @@ struct Acknowledged {
 /// A member alone, reduced to what touches its disk.
 struct Member {
     log: Log<SimDisk>,
-    mvcc: Mvcc,
-    mark: Mark,
+    applied: Applied,
     vote: Vote,
 }
 
 impl Member {
     fn apply(&mut self, entry: &Entry) {
         let op = Op::decode(entry.data.clone()).unwrap();
-        self.mvcc.apply(&op, &Hot);
-        self.mark = Mark { index: entry.index, term: entry.term };
+        self.applied.mvcc.apply(&op, &Hot);
+        self.applied.mark = Mark { index: entry.index, term: entry.term };
     }
 
     fn recover(disk: &SimDisk) -> io::Result<Self> {
-        let (mvcc, mark) = snapshot::newest(disk, Path::new(SNAPSHOTS))?;
+        let applied = snapshot::newest(disk, Path::new(SNAPSHOTS))?;
         let opened = Log::open(disk, Path::new(LOG), SIZES).map_err(io::Error::other)?;
         let (log, Recovered { entries, vote, .. }) = opened;
-        let mut member = Self { log, mvcc, mark, vote };
+        let mark = applied.mark;
+        let mut member = Self { log, applied, vote };
         for entry in entries.iter().filter(|entry| entry.index > mark.index) {
-            assert_eq!(entry.index, member.mark.index + 1, "a part is missing");
+            assert_eq!(entry.index, member.applied.mark.index + 1, "a part is missing");
             member.apply(entry);
         }
         Ok(member)
@@ -85,8 +86,8 @@ impl Member {
 
     /// Goes on to the last entry, or until the disk fails.
     fn work(&mut self, disk: &SimDisk, said: &mut Acknowledged) -> io::Result<()> {
-        while self.mark.index < ENTRIES {
-            let first = self.mark.index + 1;
+        while self.applied.mark.index < ENTRIES {
+            let first = self.applied.mark.index + 1;
             let last = ENTRIES.min(first + first % 3);
             for index in first..=last {
                 self.log.entry(&entry(index));
@@ -103,7 +104,7 @@ impl Member {
             }
             if last.is_multiple_of(4) {
                 let dir = Path::new(SNAPSHOTS);
-                snapshot::save(disk, dir, (&self.mvcc, self.mark), &Hot)?;
+                snapshot::save(disk, dir, &self.applied, &Hot)?;
                 if let [_, (older, _), ..] = snapshot::list(disk, dir)?[..] {
                     self.log.release(older.index).map_err(io::Error::other)?;
                 }
@@ -125,7 +126,7 @@ fn records(mvcc: &Mvcc) -> Vec<(Revision, wire::mvccpb::Event)> {
 
 /// The state is what the first entries make, and these are all that were acknowledged.
 fn check(member: &Member, said: Acknowledged, case: &str) {
-    let index = member.mark.index;
+    let index = member.applied.mark.index;
     assert!(index >= said.index, "{case}: {said:?} was acknowledged, but {index} is the last");
     assert!(member.vote.term >= said.term, "{case}: a vote of {said:?} is forgotten");
     assert_eq!(
@@ -136,8 +137,8 @@ fn check(member: &Member, said: Acknowledged, case: &str) {
     for index in 1..=index {
         wanted.apply(&Op::decode(entry(index).data).unwrap(), &Hot);
     }
-    assert_eq!(records(&member.mvcc), records(&wanted), "{case}");
-    assert_eq!(member.mvcc.summary(), wanted.summary(), "{case}");
+    assert_eq!(records(&member.applied.mvcc), records(&wanted), "{case}");
+    assert_eq!(member.applied.mvcc.summary(), wanted.summary(), "{case}");
 }
 
 fn run(disk: &SimDisk, said: &mut Acknowledged) -> io::Result<()> {

@@ -9,7 +9,8 @@ use wire::etcdserverpb::{
 };
 
 use super::Services;
-use super::errors::member_not_found;
+use super::errors::member_status;
+use crate::members::MemberError;
 
 fn unsupported() -> Status {
     Status::unimplemented("changing the members of the cluster is not supported yet")
@@ -43,7 +44,7 @@ impl Cluster for Services {
         if request.get_ref().id == self.engine.identity.member {
             return Err(unsupported());
         }
-        Err(member_not_found())
+        Err(member_status(MemberError::NotFound))
     }
 
     async fn member_update(
@@ -70,6 +71,6 @@ impl Cluster for Services {
             let words = "etcdserver: can only promote a learner member";
             return Err(Status::failed_precondition(words));
         }
-        Err(member_not_found())
+        Err(member_status(MemberError::NotFound))
     }
 }

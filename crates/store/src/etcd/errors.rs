@@ -2,8 +2,9 @@
 
 use tonic::{Code, Status};
 
-use crate::engine::Refusal;
+use crate::members::MemberError;
 use crate::mvcc::Error;
+use crate::replica::Refusal;
 
 /// The status of an error of the state.
 #[must_use]
@@ -30,16 +31,29 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::State(error) => status(error),
+            Refusal::Members(error) => member_status(error),
             Refusal::NotLeader => Self::failed_precondition(refusal.to_string()),
-            Refusal::LeaderChanged | Refusal::Stopped => Self::unavailable(refusal.to_string()),
+            Refusal::TooMany => Self::resource_exhausted(refusal.to_string()),
+            Refusal::Timeout | Refusal::Stopped => Self::unavailable(refusal.to_string()),
         }
     }
 }
 
-/// A member id that the cluster does not have.
+/// The status of an error of the members.
 #[must_use]
-pub fn member_not_found() -> Status {
-    Status::not_found("etcdserver: member not found")
+pub fn member_status(error: MemberError) -> Status {
+    let code = match error {
+        MemberError::NotFound => Code::NotFound,
+        MemberError::Unhealthy => Code::Unavailable,
+        MemberError::Empty => Code::InvalidArgument,
+        MemberError::Exists
+        | MemberError::AddressExists
+        | MemberError::NotLearner
+        | MemberError::LearnerNotReady
+        | MemberError::TooManyLearners
+        | MemberError::NotEnoughStarted => Code::FailedPrecondition,
+    };
+    Status::new(code, error.to_string())
 }
 
 /// A reply of another kind than its operation: a mistake of ours.

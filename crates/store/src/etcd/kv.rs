@@ -20,6 +20,9 @@ impl Kv for Services {
     ) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
         check::range(&request).map_err(status)?;
+        if !request.serializable {
+            self.engine.turn().await?;
+        }
         let mut response = self.engine.range(&request).map_err(status)?;
         self.engine.sign(&mut response.header);
         Ok(Response::new(response))
@@ -56,6 +59,7 @@ impl Kv for Services {
         let request = request.into_inner();
         check::txn(&request).map_err(status)?;
         let mut response = if check::read_only(&request) {
+            self.engine.turn().await?;
             self.engine.read(&request).map_err(status)?
         } else {
             let grows = grows(&request);

@@ -1,0 +1,555 @@
+//! One member's replicated log without threads, sockets or a clock: the raft core over its write-ahead log.
+//!
+//! Inputs go in, the log is written and synced, and what follows comes out. The engine runs it on a thread with real peers,
+//! the simulation runs a whole cluster of them in one.
+//!
+//! An entry says who proposed it and by which ticket, so that a follower's proposal is answered by the follower itself, when
+//! it applies the entry; its client then reads what it wrote.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf as _, Bytes};
+use daemon::{Disk, SystemDisk};
+use prost::Message as _;
+
+use crate::log::{Entry, EntryKind, Log, LogError};
+use crate::members::{Change, MemberError, Members, What};
+use crate::mvcc::Error;
+use crate::node::{self, Node, NodeError, Outgoing, Seat};
+use crate::snapshot::Mark;
+
+/// How long a tick is.
+pub const TICK_MS: u64 = 100;
+/// Ticks after which nobody waits any more: etcd's five seconds and two elections.
+const PATIENCE_TICKS: u64 = 70;
+/// Ticks after which an unanswered read is asked again.
+const READ_TICKS: u64 = 5;
+/// Proposals that may wait for a leader.
+const PARKED_MAX: usize = 4096;
+/// Entries, and bytes of them, kept for members that are a little behind.
+const KEPT_ENTRIES: usize = 10_000;
+const KEPT_BYTES: usize = 64 << 20;
+/// A learner is in sync when it has so many of a hundred of the leader's entries.
+const IN_SYNC_PERCENT: u64 = 90;
+
+const ENVELOPE_BYTES: usize = 17;
+const OPERATION: u8 = 0;
+const MEMBERS: u8 = 1;
+
+/// What happens to a member.
+#[derive(Debug)]
+pub enum Input {
+    /// [`TICK_MS`] have passed.
+    Tick,
+    /// Another member's message.
+    Message(Bytes),
+    /// A snapshot file has arrived from another member and is durable: its mark, its members, and the message that says so.
+    Arrived(Mark, Members, Bytes),
+    /// An operation to replicate.
+    Propose(u64, Vec<u8>),
+    /// A change of members to replicate; taken by leaders only.
+    Change(u64, Change),
+    /// A read that must see all that was acknowledged before.
+    Read(u64),
+    /// Leadership shall go to another member.
+    Transfer(u64),
+    /// A member could not be reached.
+    Unreachable(u64),
+    /// A snapshot has arrived at a member, or has not.
+    SnapshotSent(u64, bool),
+    /// A snapshot file was made.
+    Snapshot(Mark),
+    /// Log entries up to here are in two snapshots.
+    Release(Mark),
+}
+
+/// Why a request has no reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The state refused it.
+    #[error(transparent)]
+    State(#[from] Error),
+    /// The members cannot change so.
+    #[error(transparent)]
+    Members(#[from] MemberError),
+    /// It was not committed in time; it may still be.
+    #[error("etcdserver: request timed out")]
+    Timeout,
+    /// Too many wait.
+    #[error("etcdserver: too many requests")]
+    TooMany,
+    /// Only the leader takes it.
+    #[error("etcdserver: not leader")]
+    NotLeader,
+    /// The member is going down.
+    #[error("etcdserver: server stopped")]
+    Stopped,
+}
+
+/// A committed entry.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Its place and term.
+    pub mark: Mark,
+    /// Who waits for it here.
+    pub ticket: Option<u64>,
+    /// What it says.
+    pub what: Said,
+}
+
+/// What an entry says.
+#[derive(Debug, Clone)]
+pub enum Said {
+    /// Nothing: a leader's first entry, or the core's own.
+    Nothing,
+    /// An operation on the state.
+    Operation(Bytes),
+    /// The members from here on, or why they stay as they are.
+    Members(Result<Members, MemberError>),
+}
+
+/// What is to be done, in order.
+#[derive(Debug)]
+pub enum Work {
+    /// Apply these.
+    Apply(Vec<Committed>),
+    /// Begin again from the snapshot file of this mark.
+    Install(Mark),
+}
+
+/// What comes out of a step.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be done, in order.
+    pub work: Vec<Work>,
+    /// Reads that may be answered when the work is done.
+    pub reads: Vec<u64>,
+    /// Tickets that come to nothing.
+    pub lost: Vec<(u64, Refusal)>,
+    /// A member needs a newer snapshot than there is.
+    pub wants_snapshot: bool,
+    /// Bytes logged.
+    pub logged_bytes: usize,
+}
+
+/// What went wrong for good: the member cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The core refused what it must take.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A committed entry cannot be read.
+    #[error("entry {0} cannot be read")]
+    Entry(u64),
+    /// The core begins again from a snapshot that has not come.
+    #[error("no snapshot of entry {0} has arrived")]
+    NoSnapshot(u64),
+}
+
+/// Reads on their way: one question to the leader is out at a time, and all that come meanwhile share the next.
+#[derive(Debug, Default)]
+struct Reads {
+    asked: Option<(u64, u64)>,
+    asking: Vec<u64>,
+    next: Vec<u64>,
+    questions: u64,
+    /// Answered, but not committed here yet.
+    placed: VecDeque<(u64, Vec<u64>)>,
+}
+
+/// One member's replicated log.
+pub struct Replica<D: Disk = SystemDisk> {
+    id: u64,
+    node: Node,
+    log: Log<D>,
+    members: Members,
+    vote: (u64, u64),
+    ticks: u64,
+    /// Tickets out, with the tick at which they are given up.
+    waiting: BTreeMap<u64, u64>,
+    deadlines: VecDeque<(u64, u64)>,
+    parked: VecDeque<(u64, Parked)>,
+    reads: Reads,
+    /// The last committed entry that was given out.
+    given: u64,
+    /// The last snapshot that came, until it is installed.
+    arrived: Option<(Mark, Members)>,
+}
+
+#[derive(Debug)]
+enum Parked {
+    Operation(Vec<u8>),
+    Change(Change),
+}
+
+impl<D: Disk> Replica<D> {
+    /// A member's log with the core that has begun from it. `members` and `applied` are those of its state.
+    /// `incarnation` is another number after each start, so that an answer to an earlier one is not taken for one of ours.
+    #[must_use]
+    pub fn new(
+        (id, incarnation): (u64, u64),
+        node: Node,
+        log: Log<D>,
+        members: Members,
+        applied: u64,
+    ) -> Self {
+        Self {
+            id,
+            node,
+            log,
+            members,
+            vote: (0, 0),
+            ticks: 0,
+            waiting: BTreeMap::new(),
+            deadlines: VecDeque::new(),
+            parked: VecDeque::new(),
+            reads: Reads { questions: incarnation, ..Reads::default() },
+            given: applied,
+            arrived: None,
+        }
+    }
+
+    /// The raft core, to ask who leads.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The members as the log has them, which the state may not have applied yet.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.log.is_full()
+    }
+
+    /// Whether anything depends on ticks: others, or somebody who waits.
+    #[must_use]
+    pub fn needs_ticks(&self) -> bool {
+        !self.node.is_alone() || !self.waiting.is_empty()
+    }
+
+    /// Takes what happened, writes and syncs what must be durable, and says what follows. Messages are given to `send`
+    /// as soon as they may go.
+    ///
+    /// # Errors
+    /// When the member cannot go on; nothing more may be acknowledged then.
+    pub fn step(
+        &mut self,
+        inputs: impl IntoIterator<Item = Input>,
+        send: &mut dyn FnMut(Outgoing),
+    ) -> Result<Output, ReplicaError> {
+        let mut output = Output::default();
+        for input in inputs {
+            self.take(input, &mut output)?;
+        }
+        self.unpark(&mut output);
+        self.ask_reads();
+        while let Some(effects) = self.node.step() {
+            effects.messages.into_iter().for_each(&mut *send);
+            if let Some(mark) = effects.install {
+                let arrived = self.arrived.take().filter(|(arrived, _)| *arrived == mark);
+                let (_, members) = arrived.ok_or(ReplicaError::NoSnapshot(mark.index))?;
+                self.members = members;
+                self.log.begin_again(mark);
+            }
+            for entry in &effects.entries {
+                self.log.entry(entry);
+                output.logged_bytes += entry.data.len() + 40;
+            }
+            // The commit index alone need not be durable: a restart finds it again.
+            if let Some(new) = effects.vote.filter(|v| (v.term, v.vote) != self.vote) {
+                self.log.vote(new);
+                self.vote = (new.term, new.vote);
+            }
+            self.log.sync()?;
+            if let Some(mark) = effects.install {
+                self.given = mark.index;
+                output.work.push(Work::Install(mark));
+            }
+            let after = self.node.written();
+            after.messages.into_iter().for_each(&mut *send);
+            self.give(effects.committed.into_iter().chain(after.committed), &mut output)?;
+            self.node.done();
+            self.place_reads(&effects.reads);
+            self.unpark(&mut output);
+            self.ask_reads();
+        }
+        while self.reads.placed.front().is_some_and(|(index, _)| *index <= self.given) {
+            for ticket in
+                self.reads.placed.pop_front().map(|(_, tickets)| tickets).into_iter().flatten()
+            {
+                if self.waiting.remove(&ticket).is_some() {
+                    output.reads.push(ticket);
+                }
+            }
+        }
+        let waiting = &self.waiting;
+        while self.deadlines.front().is_some_and(|(_, ticket)| !waiting.contains_key(ticket)) {
+            self.deadlines.pop_front();
+        }
+        output.wants_snapshot = self.node.wants_snapshot();
+        self.trim();
+        Ok(output)
+    }
+
+    fn take(&mut self, input: Input, output: &mut Output) -> Result<(), ReplicaError> {
+        match input {
+            Input::Tick => {
+                self.ticks += 1;
+                self.node.tick();
+                self.give_up(output);
+            }
+            Input::Message(bytes) => self.receive(&bytes),
+            Input::Arrived(mark, members, bytes) => {
+                self.arrived = Some((mark, members));
+                self.receive(&bytes);
+            }
+            Input::Propose(ticket, data) => {
+                self.wait(ticket);
+                self.park(ticket, Parked::Operation(data), output);
+            }
+            Input::Change(ticket, change) => match self.check(&change) {
+                Ok(()) => {
+                    self.wait(ticket);
+                    self.park(ticket, Parked::Change(change), output);
+                }
+                Err(refusal) => output.lost.push((ticket, refusal)),
+            },
+            Input::Read(ticket) => {
+                self.wait(ticket);
+                self.reads.next.push(ticket);
+            }
+            Input::Transfer(to) => self.node.transfer(to),
+            Input::Unreachable(id) => self.node.unreachable(id),
+            Input::SnapshotSent(id, arrived) => self.node.snapshot_sent(id, arrived),
+            Input::Snapshot(mark) => self.node.offer(mark),
+            Input::Release(mark) => self.log.release(mark.index)?,
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, bytes: &Bytes) {
+        // A message may be lost, so one that cannot be used may be too.
+        if let Err(error) = self.node.receive(bytes) {
+            tracing::debug!(%error, "a member's message is of no use");
+        }
+    }
+
+    fn wait(&mut self, ticket: u64) {
+        let until = self.ticks + PATIENCE_TICKS;
+        self.waiting.insert(ticket, until);
+        self.deadlines.push_back((until, ticket));
+    }
+
+    fn give_up(&mut self, output: &mut Output) {
+        while self.deadlines.front().is_some_and(|(until, _)| *until <= self.ticks) {
+            let Some((_, ticket)) = self.deadlines.pop_front() else { break };
+            if self.waiting.remove(&ticket).is_some() {
+                output.lost.push((ticket, Refusal::Timeout));
+            }
+        }
+        let waiting = &self.waiting;
+        self.parked.retain(|(ticket, _)| waiting.contains_key(ticket));
+    }
+
+    fn park(&mut self, ticket: u64, parked: Parked, output: &mut Output) {
+        if self.parked.len() >= PARKED_MAX {
+            self.waiting.remove(&ticket);
+            output.lost.push((ticket, Refusal::TooMany));
+            return;
+        }
+        self.parked.push_back((ticket, parked));
+        if self.parked.len() == 1 {
+            self.unpark(output);
+        }
+    }
+
+    /// Offers what waits for a leader, in order, until it is refused again.
+    fn unpark(&mut self, output: &mut Output) {
+        while let Some((ticket, parked)) = self.parked.pop_front() {
+            let offered = match &parked {
+                Parked::Operation(data) => {
+                    self.node.propose(envelope(self.id, ticket, OPERATION, data))
+                }
+                Parked::Change(change) => match self.check(change) {
+                    Ok(()) => self.offer_change(ticket, change),
+                    Err(refusal) => {
+                        self.waiting.remove(&ticket);
+                        output.lost.push((ticket, refusal));
+                        continue;
+                    }
+                },
+            };
+            if offered.is_err() {
+                self.parked.push_front((ticket, parked));
+                return;
+            }
+        }
+    }
+
+    fn offer_change(&mut self, ticket: u64, change: &Change) -> Result<(), NodeError> {
+        let data = envelope(self.id, ticket, MEMBERS, &change.encode_to_vec());
+        match &change.what {
+            Some(What::Add(new)) if new.is_learner => {
+                self.node.propose_seats(&[Seat::Learner(new.id)], data)
+            }
+            Some(What::Add(new)) => self.node.propose_seats(&[Seat::Voter(new.id)], data),
+            Some(What::Promote(id)) => self.node.propose_seats(&[Seat::Voter(*id)], data),
+            Some(What::Remove(id)) => self.node.propose_seats(&[Seat::Gone(*id)], data),
+            Some(What::Move(_) | What::Publish(_)) | None => self.node.propose(data),
+        }
+    }
+
+    /// Whether a change would leave a cluster that can decide.
+    fn check(&self, change: &Change) -> Result<(), Refusal> {
+        self.members.check(change)?;
+        let node = &self.node;
+        if matches!(change.what, Some(What::Publish(_))) {
+            return Ok(());
+        }
+        if !node.leads() {
+            return Err(Refusal::NotLeader);
+        }
+        let voters = self.members.voters();
+        let active = |id: &&u64| node.is_active(**id);
+        let alive = voters.iter().filter(active).count();
+        match &change.what {
+            Some(What::Add(new)) if !new.is_learner && alive < voters.len() => {
+                return Err(MemberError::Unhealthy.into());
+            }
+            Some(What::Promote(id)) => {
+                let (has, all) = (node.matched(*id), node.matched(self.id));
+                if has * 100 < all * IN_SYNC_PERCENT {
+                    return Err(MemberError::LearnerNotReady.into());
+                }
+            }
+            Some(What::Remove(id)) if voters.contains(id) => {
+                let left = voters.len() - 1;
+                let alive = voters.iter().filter(|v| *v != id).filter(active).count();
+                if left > 0 && alive < left / 2 + 1 {
+                    return Err(MemberError::NotEnoughStarted.into());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Gives committed entries out, with who waits for them.
+    fn give(
+        &mut self,
+        entries: impl Iterator<Item = Entry>,
+        output: &mut Output,
+    ) -> Result<(), ReplicaError> {
+        let mut committed = Vec::new();
+        for entry in entries {
+            let mark = Mark { index: entry.index, term: entry.term };
+            let (ticket, what) = self.read_entry(entry)?;
+            let ticket = ticket.filter(|ticket| self.waiting.remove(ticket).is_some());
+            self.given = mark.index;
+            committed.push(Committed { mark, ticket, what });
+        }
+        if !committed.is_empty() {
+            output.work.push(Work::Apply(committed));
+        }
+        Ok(())
+    }
+
+    fn read_entry(&mut self, entry: Entry) -> Result<(Option<u64>, Said), ReplicaError> {
+        let index = entry.index;
+        let mut data = match entry.kind {
+            EntryKind::Operation => entry.data.clone(),
+            EntryKind::Member | EntryKind::Members => node::change_data(&entry)?,
+        };
+        let seats = entry.kind != EntryKind::Operation;
+        if data.is_empty() {
+            if seats {
+                self.node.apply_seats(&entry)?;
+            }
+            return Ok((None, Said::Nothing));
+        }
+        if data.len() < ENVELOPE_BYTES {
+            return Err(ReplicaError::Entry(index));
+        }
+        let (origin, ticket, kind) = (data.get_u64_le(), data.get_u64_le(), data.get_u8());
+        let ticket = (origin == self.id).then_some(ticket);
+        let what = match kind {
+            OPERATION => Said::Operation(data),
+            MEMBERS => {
+                let change = Change::decode(data).map_err(|_| ReplicaError::Entry(index))?;
+                let changed = self.members.apply(&change);
+                if seats && changed.is_ok() {
+                    self.node.apply_seats(&entry)?;
+                }
+                Said::Members(changed.map(|()| self.members.clone()))
+            }
+            _ => return Err(ReplicaError::Entry(index)),
+        };
+        Ok((ticket, what))
+    }
+
+    fn ask_reads(&mut self) {
+        let reads = &mut self.reads;
+        let late = reads.asked.is_some_and(|(_, at)| self.ticks >= at + READ_TICKS);
+        if late {
+            // The question was lost, or the leader could not answer yet.
+            reads.asked = None;
+        }
+        if reads.asked.is_none() {
+            reads.asking.append(&mut reads.next);
+            let waiting = &self.waiting;
+            reads.asking.retain(|ticket| waiting.contains_key(ticket));
+            if !reads.asking.is_empty() {
+                reads.questions = reads.questions.wrapping_add(1);
+                reads.asked = Some((reads.questions, self.ticks));
+                self.node.read(reads.questions);
+            }
+        }
+    }
+
+    fn place_reads(&mut self, answers: &[(u64, u64)]) {
+        for &(question, index) in answers {
+            // An answer to an older question is too old for those that joined the newer one.
+            if self.reads.asked.is_some_and(|(asked, _)| asked == question) {
+                self.reads.asked = None;
+                self.reads.placed.push_back((index, std::mem::take(&mut self.reads.asking)));
+            }
+        }
+    }
+
+    /// Forgets entries that everybody has, or that a snapshot serves better.
+    fn trim(&mut self) {
+        if self.node.is_alone() {
+            self.node.compact(self.given);
+            return;
+        }
+        let (entries, bytes) = self.node.kept();
+        let surplus = entries.saturating_sub(KEPT_ENTRIES);
+        if surplus > KEPT_ENTRIES / 10 {
+            self.node.compact(self.given.saturating_sub(KEPT_ENTRIES as u64));
+        } else if bytes > KEPT_BYTES {
+            self.node.compact(self.given.saturating_sub(entries as u64 / 2));
+        }
+    }
+}
+
+/// An entry's data: who proposed it, by which ticket, what it is.
+fn envelope(origin: u64, ticket: u64, kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut data = Vec::with_capacity(ENVELOPE_BYTES + body.len());
+    data.extend_from_slice(&origin.to_le_bytes());
+    data.extend_from_slice(&ticket.to_le_bytes());
+    data.push(kind);
+    data.extend_from_slice(body);
+    data
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,371 @@
+//! The three threads of a member.
+//!
+//! A request waits for the log thread, which gathers all that wait into one sync; the apply
+//! thread works on what is committed while the next sync runs, tells the watchers, then answers; the
+//! archive thread writes old values and snapshots to disk.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use daemon::SystemDisk;
+
+use crate::applied::{Applied, Round};
+use crate::engine::{Answer, Ask, Engine, Turn};
+use crate::log;
+use crate::mvcc::Changes;
+use crate::node::Outgoing;
+use crate::replica::{Committed, Input, Output, Refusal, Replica, Said, TICK_MS, Work};
+use crate::snapshot::{self, Mark};
+use crate::watch::Behind;
+
+/// Rounds that may wait between two threads.
+pub const ROUNDS_MAX: usize = 64;
+/// Bytes of requests that one sync takes.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Log bytes after which a snapshot is made, if it would not be larger than that.
+const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
+const TICK: Duration = Duration::from_millis(TICK_MS);
+
+/// What the log thread hands to the apply thread.
+#[derive(Debug)]
+pub enum Job {
+    /// Apply these, and answer.
+    Apply(Vec<(Committed, Option<Answer>)>),
+    /// Begin again from a snapshot.
+    Install(Mark),
+    /// These reads may go on.
+    Turns(Vec<Turn>),
+    /// Have a snapshot made.
+    Snapshot,
+}
+
+/// What the apply thread hands to the archive thread.
+#[derive(Debug)]
+pub enum Keep {
+    /// What a round changed.
+    Round(Box<Round>),
+    /// Forget all, and keep this state.
+    Instead(Box<Applied>, SyncSender<()>),
+    /// Make a snapshot.
+    Snapshot,
+}
+
+#[derive(Debug)]
+enum Waiter {
+    Answer(Answer),
+    Turn(Turn),
+}
+
+/// Who waits, by ticket.
+struct Desk {
+    next: u64,
+    waiters: BTreeMap<u64, Waiter>,
+}
+
+impl Desk {
+    fn take_in(&mut self, ask: Ask, inputs: &mut Vec<Input>) -> usize {
+        let ticket = self.next;
+        self.next = self.next.wrapping_add(1);
+        let (waiter, input, bytes) = match ask {
+            Ask::Propose(data, answer) => {
+                let bytes = data.len();
+                (Waiter::Answer(answer), Input::Propose(ticket, data), bytes)
+            }
+            Ask::Change(change, answer) => {
+                (Waiter::Answer(answer), Input::Change(ticket, change), 0)
+            }
+            Ask::Read(turn) => (Waiter::Turn(turn), Input::Read(ticket), 0),
+            Ask::Tell(input) => {
+                inputs.push(input);
+                return 0;
+            }
+            Ask::Stop => return 0,
+        };
+        self.waiters.insert(ticket, waiter);
+        inputs.push(input);
+        bytes
+    }
+
+    fn answer(&mut self, ticket: u64) -> Option<Answer> {
+        match self.waiters.remove(&ticket) {
+            Some(Waiter::Answer(answer)) => Some(answer),
+            _ => None,
+        }
+    }
+
+    fn turn(&mut self, ticket: u64) -> Option<Turn> {
+        match self.waiters.remove(&ticket) {
+            Some(Waiter::Turn(turn)) => Some(turn),
+            _ => None,
+        }
+    }
+
+    /// Whoever does not wait any more does not need the news.
+    fn refuse(&mut self, ticket: u64, refusal: Refusal) {
+        match self.waiters.remove(&ticket) {
+            Some(Waiter::Answer(answer)) => drop(answer.send(Err(refusal))),
+            Some(Waiter::Turn(turn)) => drop(turn.send(Err(refusal))),
+            None => {}
+        }
+    }
+}
+
+/// Runs the log thread until it is told to stop. Tickets begin at `incarnation`.
+///
+/// # Errors
+/// When the disk fails: nothing can be acknowledged any more.
+pub fn log_thread(
+    engine: &Engine,
+    mut replica: Replica,
+    incarnation: u64,
+    asks: &Receiver<Ask>,
+    jobs: &SyncSender<Job>,
+    send: &mut dyn FnMut(Outgoing),
+) -> anyhow::Result<()> {
+    let mut desk = Desk { next: incarnation, waiters: BTreeMap::new() };
+    let mut inputs = Vec::new();
+    let mut ticked = engine.clock.monotonic();
+    loop {
+        let output = replica.step(inputs.drain(..), send)?;
+        tell(engine, &replica, &output);
+        hand_over(output, &mut desk, jobs)?;
+        let first = if replica.needs_ticks() {
+            let now = engine.clock.monotonic();
+            // A thread that was stopped for long does not make up for it: others have moved on.
+            if now >= ticked + TICK {
+                inputs.push(Input::Tick);
+                ticked = now.max(ticked + TICK);
+            }
+            let wait = if inputs.is_empty() { ticked + TICK - now } else { Duration::ZERO };
+            match asks.recv_timeout(wait) {
+                Ok(ask) => ask,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        } else {
+            let Ok(ask) = asks.recv() else { return Ok(()) };
+            ask
+        };
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(ask) = next {
+            if matches!(ask, Ask::Stop) {
+                return Ok(());
+            }
+            bytes += desk.take_in(ask, &mut inputs);
+            next = if bytes > BATCH_BYTES_MAX { None } else { asks.try_recv().ok() };
+        }
+    }
+}
+
+fn tell(engine: &Engine, replica: &Replica, output: &Output) {
+    let node = replica.node();
+    engine.logged_bytes.fetch_add(output.logged_bytes as u64, Ordering::Relaxed);
+    engine.term.store(node.term(), Ordering::Relaxed);
+    engine.leader.store(node.leader(), Ordering::Relaxed);
+    engine.committed.store(node.committed(), Ordering::Relaxed);
+    engine.alone.store(node.is_alone(), Ordering::Release);
+}
+
+fn hand_over(output: Output, desk: &mut Desk, jobs: &SyncSender<Job>) -> anyhow::Result<()> {
+    for (ticket, refusal) in output.lost {
+        desk.refuse(ticket, refusal);
+    }
+    for work in output.work {
+        jobs.send(match work {
+            Work::Apply(entries) => {
+                let mut answer = |c: &Committed| c.ticket.and_then(|ticket| desk.answer(ticket));
+                Job::Apply(
+                    entries.into_iter().map(|c| (answer(&c), c)).map(|(a, c)| (c, a)).collect(),
+                )
+            }
+            Work::Install(mark) => Job::Install(mark),
+        })?;
+    }
+    let turns: Vec<Turn> = output.reads.iter().filter_map(|ticket| desk.turn(*ticket)).collect();
+    if !turns.is_empty() {
+        jobs.send(Job::Turns(turns))?;
+    }
+    if output.wants_snapshot {
+        jobs.send(Job::Snapshot)?;
+    }
+    Ok(())
+}
+
+/// Runs the apply thread until the log thread ends.
+///
+/// # Errors
+/// When a committed entry cannot be read: this member cannot go on.
+pub fn apply_thread(
+    engine: &Engine,
+    jobs: &Receiver<Job>,
+    archive: &SyncSender<Keep>,
+) -> anyhow::Result<()> {
+    while let Ok(job) = jobs.recv() {
+        match job {
+            Job::Apply(entries) => archive.send(Keep::Round(apply(engine, entries)?))?,
+            Job::Install(mark) => install(engine, mark, archive)?,
+            Job::Turns(turns) => {
+                for turn in turns {
+                    let _gone = turn.send(Ok(()));
+                }
+            }
+            Job::Snapshot => archive.send(Keep::Snapshot)?,
+        }
+    }
+    Ok(())
+}
+
+/// Applies entries, tells the watchers, answers.
+fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::Result<Box<Round>> {
+    let mut round = Box::<Round>::default();
+    let mut replies = Vec::new();
+    let mut leads_anew = false;
+    {
+        let mut applied = engine.applied.write();
+        for (committed, answer) in entries {
+            leads_anew |= matches!(committed.what, Said::Nothing);
+            let reply = applied.apply(&committed, &*engine.state, &mut round)?;
+            replies.extend(answer.zip(reply));
+        }
+        applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
+    }
+    keep_leases(engine, &round, leads_anew);
+    publish(engine, &round.changes);
+    for (answer, reply) in replies {
+        drop(answer.send(reply));
+    }
+    Ok(round)
+}
+
+fn keep_leases(engine: &Engine, round: &Round, leads_anew: bool) {
+    if round.leases.is_empty() && !leads_anew {
+        return;
+    }
+    let now = engine.clock.monotonic();
+    let mut lessor = engine.lessor.lock();
+    for (id, ttl_s) in &round.leases {
+        match ttl_s {
+            Some(ttl_s) => lessor.begin(*id, *ttl_s, now),
+            None => lessor.end(*id),
+        }
+    }
+    if leads_anew {
+        lessor.extend_all(now);
+    }
+}
+
+fn publish(engine: &Engine, changes: &[Changes]) {
+    if changes.is_empty() {
+        return;
+    }
+    let header = engine.header(0);
+    let mut hub = engine.hub.lock();
+    let behind = hub.publish(header, changes, |sink, responses| sink.offer(responses));
+    for Behind { stream, watch, next } in behind {
+        stream.fell_behind(watch, next);
+    }
+}
+
+/// Takes the state of a snapshot in place of ours. Watchers read what they missed from it.
+fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::Result<()> {
+    let found = snapshot::list(&SystemDisk, &engine.snapshot_dir)?;
+    let path = found.into_iter().find(|(found, _)| *found == mark).map(|(_, path)| path);
+    let path = path.with_context(|| format!("the snapshot of entry {} is gone", mark.index))?;
+    let new = snapshot::load(&SystemDisk, &path).context("read the leader's snapshot")?;
+    tracing::info!(
+        index = mark.index,
+        revision = new.mvcc.revision(),
+        "begin again from a snapshot"
+    );
+    let (done, wait) = std::sync::mpsc::sync_channel(1);
+    archive.send(Keep::Instead(Box::new(new.clone()), done))?;
+    wait.recv().context("the archive thread has ended")?;
+    let revision = new.mvcc.revision();
+    let now = engine.clock.monotonic();
+    {
+        let mut lessor = engine.lessor.lock();
+        *lessor = crate::lessor::Lessor::default();
+        new.mvcc.leases().iter().for_each(|(id, lease)| lessor.begin(id, lease.ttl_s, now));
+    }
+    *engine.applied.write() = new;
+    let behind = engine.hub.lock().jump(revision);
+    for Behind { stream, watch, next } in behind {
+        stream.fell_behind(watch, next);
+    }
+    Ok(())
+}
+
+/// Runs the archive thread until the apply thread ends: writes old values to disk and makes
+/// snapshots. Closes the state at the end.
+///
+/// # Errors
+/// When the disk fails.
+pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<()> {
+    let mut last = engine.applied.read().mark;
+    let mut snapshot_bytes = 0;
+    let mut next = None;
+    while let Some(keep) = next.take().or_else(|| kept.recv().ok()) {
+        let mut wanted = false;
+        match keep {
+            Keep::Round(mut round) => {
+                while let Ok(more) = kept.try_recv() {
+                    match more {
+                        Keep::Round(more) => round.merge(*more),
+                        other => {
+                            next = Some(other);
+                            break;
+                        }
+                    }
+                }
+                engine.state.write(&round)?;
+                engine.archived.store(round.revision, Ordering::Release);
+                engine.look_at_disk();
+            }
+            Keep::Instead(applied, done) => {
+                engine.state.fill(&applied)?;
+                engine.archived.store(applied.mvcc.revision(), Ordering::Release);
+                last = applied.mark;
+                let _gone = done.send(());
+            }
+            Keep::Snapshot => wanted = true,
+        }
+        let mark = engine.applied.read().mark;
+        let entries = mark.index.saturating_sub(last.index);
+        let logged = engine.logged_bytes.load(Ordering::Relaxed);
+        let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
+        if (due && logged >= snapshot_bytes) || (wanted && entries > 0) {
+            engine.logged_bytes.store(0, Ordering::Relaxed);
+            match make_snapshot(engine) {
+                Ok(made) => (last, snapshot_bytes) = made,
+                // The log goes on without it, and as much of it must come before the next try.
+                Err(error) if log::is_full(&error) => {
+                    tracing::warn!(%error, "no room for a snapshot");
+                }
+                Err(error) => return Err(error).context("make a snapshot"),
+            }
+        }
+        if wanted {
+            // A full channel loses it, and it is wanted again.
+            let _lost = engine.ask(Ask::Tell(Input::Snapshot(last)));
+        }
+    }
+    engine.state.close()?;
+    Ok(())
+}
+
+/// Writes the applied state to a snapshot file, and has the log forget what two snapshots have.
+fn make_snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
+    let applied = engine.applied.read().clone();
+    let bytes = snapshot::save(&SystemDisk, &engine.snapshot_dir, &applied, &*engine.state)?;
+    tracing::info!(index = applied.mark.index, bytes, "made a snapshot");
+    // The log reaches back to the older of the two snapshots that are kept; the next one releases more if this is lost.
+    if let [_, (older, _), ..] = snapshot::list(&SystemDisk, &engine.snapshot_dir)?[..] {
+        let _lost = engine.ask(Ask::Tell(Input::Release(older)));
+    }
+    Ok((applied.mark, bytes))
+}
