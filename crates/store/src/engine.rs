@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
-use daemon::Clock;
+use daemon::{Clock, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use wire::etcdserverpb::{
@@ -77,6 +77,9 @@ pub struct Engine {
     pub identity: Identity,
     /// Bytes that keys and values may take.
     pub quota_bytes: u64,
+    /// Free space below which nothing may grow any more: the log, a snapshot of what is there and
+    /// the state's own tidying must still fit.
+    pub disk_reserve_bytes: u64,
     /// Entries after which a snapshot is made.
     pub snapshot_entries: u64,
     /// Where snapshots go.
@@ -99,6 +102,8 @@ pub struct Engine {
     pub archived: AtomicI64,
     /// Bytes logged since the last snapshot.
     pub logged_bytes: AtomicU64,
+    /// The disk was full when it was last looked at.
+    pub disk_full: AtomicBool,
 }
 
 impl Engine {
@@ -158,7 +163,7 @@ impl Engine {
     pub async fn propose_growth(&self, op: &Op) -> Result<Reply, Refusal> {
         let (full, known) = {
             let applied = self.applied.read();
-            let full = applied.mvcc.bytes() as u64 > self.quota_bytes;
+            let full = applied.mvcc.bytes() as u64 > self.quota_bytes || self.disk_is_full();
             (full, applied.mvcc.no_space())
         };
         if full && !known {
@@ -173,6 +178,27 @@ impl Engine {
             return Err(Error::NoSpace.into());
         }
         self.propose(op).await
+    }
+
+    /// Whether nothing may grow for want of space. Looks again only if there was none: whoever
+    /// made some and cleared the alarm must not have to wait.
+    fn disk_is_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed) && self.look_at_disk()
+    }
+
+    /// Looks how much space is left, and whether that is too little.
+    pub fn look_at_disk(&self) -> bool {
+        let full = match SystemDisk.free_bytes(&self.snapshot_dir) {
+            Ok(free) => free < self.disk_reserve_bytes,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell how much space is left");
+                false
+            }
+        };
+        if self.disk_full.swap(full, Ordering::Relaxed) != full {
+            tracing::warn!(full, "the disk is full, or is no longer");
+        }
+        full
     }
 
     /// Answers a range request from the applied state.

@@ -107,7 +107,8 @@ struct Found {
 
 fn find(config: &Config) -> anyhow::Result<Found> {
     let dir = Path::new(&config.data_dir);
-    SystemDisk.create_dir(dir).with_context(|| format!("create {}", dir.display()))?;
+    let snapshots = dir.join("snapshots");
+    SystemDisk.create_dir(&snapshots).with_context(|| format!("create {}", dir.display()))?;
     let boot_id = std::fs::read_to_string(BOOT_ID).unwrap_or_else(|error| {
         tracing::debug!(%error, "no boot id: the state is used only after a clean end");
         String::new()
@@ -118,7 +119,6 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
-    let snapshots = dir.join("snapshots");
     let is_new =
         recovered.entries.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
     if is_new {
@@ -218,6 +218,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         clock: ctx.clock.clone(),
         identity,
         quota_bytes: config.quota_bytes,
+        disk_reserve_bytes: config.disk_reserve_bytes,
         snapshot_entries: config.snapshot_entries.max(1),
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks: asks.clone(),
@@ -229,6 +230,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         leader: AtomicU64::new(0),
         archived: AtomicI64::new(revision),
         logged_bytes: AtomicU64::new(0),
+        disk_full: AtomicBool::new(false),
     });
     let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
     let (to_archive, kept) = sync_channel(ROUNDS_MAX);

@@ -5,6 +5,7 @@
 //! archive thread writes old values to disk, the snapshot thread now and then the whole state.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use daemon::SystemDisk;
 
 use crate::applied::{Applied, Round};
 use crate::engine::{Answer, Ask, Engine, Turn};
+use crate::log;
 use crate::mvcc::Changes;
 use crate::node::Outgoing;
 use crate::replica::{Committed, Input, Output, Refusal, Replica, Said, TICK_MS, Work};
@@ -344,6 +346,7 @@ pub fn archive_thread(
                 }
                 engine.state.write(&round)?;
                 engine.archived.store(round.revision, Ordering::Release);
+                engine.look_at_disk();
                 Wanted::IfDue
             }
             Keep::Instead(applied, done) => {
@@ -376,7 +379,14 @@ pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Re
         let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
         if (due && logged >= snapshot_bytes) || (wanted == Wanted::Now && entries > 0) {
             engine.logged_bytes.store(0, Ordering::Relaxed);
-            (last, snapshot_bytes) = make_snapshot(engine)?;
+            match make_snapshot(engine) {
+                Ok(made) => (last, snapshot_bytes) = made,
+                // The log goes on without it, and as much of it must come before the next try.
+                Err(error) if log::is_full(&error) => {
+                    tracing::warn!(%error, "no room for a snapshot");
+                }
+                Err(error) => return Err(error).context("make a snapshot"),
+            }
         }
         if wanted == Wanted::Now {
             // A full channel loses it, and it is wanted again.
@@ -387,7 +397,7 @@ pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Re
 }
 
 /// Writes the applied state to a snapshot file, and has the log forget what two snapshots have.
-fn make_snapshot(engine: &Engine) -> anyhow::Result<(Mark, u64)> {
+fn make_snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
     let _whole = engine.refill.read();
     let applied = engine.applied.read().clone();
     let bytes = snapshot::save(&SystemDisk, &engine.snapshot_dir, &applied, &*engine.state)?;
