@@ -26,6 +26,8 @@ pub struct Config {
     pub peer: Peer,
     /// Bytes that keys and values may take before writes are refused.
     pub quota_bytes: u64,
+    /// Free bytes on the disk below which writes are refused, so that none is cut short.
+    pub disk_reserve_bytes: u64,
     /// Entries after which a snapshot is made (or 64 MiB of log).
     pub snapshot_entries: u64,
     /// Seconds after which an idle watcher is told how far it is, if it asked for that.
@@ -71,6 +73,7 @@ impl Default for Config {
             client: Client::default(),
             peer: Peer::default(),
             quota_bytes: 8 << 30,
+            disk_reserve_bytes: 64 << 20,
             snapshot_entries: 100_000,
             watch_progress_s: 600,
         }

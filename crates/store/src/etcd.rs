@@ -53,10 +53,10 @@ impl Services {
         let looking = async {
             loop {
                 let leader = self.engine.leader.load(Ordering::Relaxed);
-                if leader == ours {
+                if self.engine.keeps_leases() {
                     return Ok(None);
                 }
-                if leader != 0 {
+                if leader != 0 && leader != ours {
                     let peers = self.pass_on.as_ref().ok_or_else(errors::not_leader)?;
                     if let Some(channel) = peers.channel(leader) {
                         return Ok(Some(channel));

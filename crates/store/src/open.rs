@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
-use daemon::{Context, SystemDisk};
+use anyhow::{Context as _, bail, ensure};
+use daemon::{Context, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,12 +20,12 @@ use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Services, peer_routes, routes};
 use crate::join;
 use crate::lessor::Lessor;
-use crate::log::{Log, Recovered, Sizes};
+use crate::log::{Entry, Log, Recovered, Sizes};
 use crate::members::{Change, Members, What};
 use crate::node::{Node, Start};
 use crate::peer::{Peers, REMOVED};
-use crate::replica::{Input, Refusal, Replica};
-use crate::snapshot;
+use crate::replica::{Input, KEPT_ENTRIES, Refusal, Replica};
+use crate::snapshot::{self, Mark};
 use crate::state::State;
 use crate::threads::{self, ROUNDS_MAX};
 use crate::watch::Hub;
@@ -129,7 +129,8 @@ pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
 async fn until_somebody_leads(engine: &Engine, ctx: &Context) -> anyhow::Result<()> {
     loop {
         let term = engine.term.load(Ordering::Relaxed);
-        if term > 0 && engine.applied.read().mark.term == term {
+        let led = engine.leader.load(Ordering::Relaxed) != 0;
+        if led && engine.applied.read().mark.term == term {
             return Ok(());
         }
         tokio::select! {
@@ -204,10 +205,14 @@ struct Found {
     applied: Applied,
     log: Log,
     recovered: Recovered,
+    /// The entry before those recovered.
+    before: Mark,
 }
 
 fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
     let dir = Path::new(&config.data_dir);
+    let snapshots = dir.join("snapshots");
+    SystemDisk.create_dir(&snapshots).with_context(|| format!("create {}", dir.display()))?;
     let boot_id = std::fs::read_to_string(BOOT_ID).unwrap_or_else(|error| {
         tracing::debug!(%error, "no boot id: the state is used only after a clean end");
         String::new()
@@ -217,7 +222,6 @@ fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
-    let snapshots = dir.join("snapshots");
     let is_new =
         recovered.entries.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
     if is_new && begin.first.mark.index > 0 {
@@ -233,7 +237,10 @@ fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
         }
     };
     let mark = applied.mark;
-    recovered.entries.retain(|entry| entry.index > mark.index);
+    if recovered.entries.iter().any(|entry| entry.index == mark.index && entry.term != mark.term) {
+        // A snapshot came from another history than the log's end, which was never acknowledged.
+        recovered.entries.clear();
+    }
     let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
     if first > mark.index + 1 {
         bail!(
@@ -242,7 +249,20 @@ fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
             mark.index
         );
     }
-    Ok(Found { identity: begin.identity, state, applied, log, recovered })
+    let before = kept_before(&mut recovered.entries, mark);
+    Ok(Found { identity: begin.identity, state, applied, log, recovered, before })
+}
+
+/// Leaves entries that members a little behind may need, and returns what is before the first of them.
+fn kept_before(entries: &mut Vec<Entry>, mark: Mark) -> Mark {
+    let applied = entries.iter().take_while(|entry| entry.index <= mark.index).count();
+    let first = applied.saturating_sub(KEPT_ENTRIES);
+    if applied == 0 {
+        return mark;
+    }
+    let before = Mark { index: entries[first].index, term: entries[first].term };
+    entries.drain(..=first);
+    before
 }
 
 /// Starts the threads of a member.
@@ -254,14 +274,14 @@ fn start(
     known: Members,
     peers: Peers,
 ) -> anyhow::Result<Arc<Engine>> {
-    let Found { identity, state, applied, log, recovered } = found;
+    let Found { identity, state, applied, log, recovered, before } = found;
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
         voters: members.voters(),
         learners: members.learners(),
         vote: recovered.vote,
-        snapshot: mark,
+        before,
         entries: recovered.entries,
         applied: mark.index,
         seed: rand::random(),
@@ -282,19 +302,24 @@ fn start(
         clock: ctx.clock.clone(),
         identity,
         quota_bytes: config.quota_bytes,
+        disk_reserve_bytes: config.disk_reserve_bytes,
         snapshot_entries: config.snapshot_entries.max(1),
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks,
         members: watch::Sender::new(known),
         alone: AtomicBool::new(false),
+        leases_term: AtomicU64::new(0),
+        refill: RwLock::new(()),
         term: AtomicU64::new(0),
         committed: AtomicU64::new(mark.index),
         leader: AtomicU64::new(0),
         archived: AtomicI64::new(revision),
         logged_bytes: AtomicU64::new(0),
+        disk_full: AtomicBool::new(false),
     });
     let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
     let (to_archive, kept) = sync_channel(ROUNDS_MAX);
+    let (to_snapshot, wanted) = sync_channel(1);
     let e = engine.clone();
     thread(ctx, "log", move || {
         threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |m| peers.send(m))
@@ -302,7 +327,9 @@ fn start(
     let e = engine.clone();
     thread(ctx, "apply", move || threads::apply_thread(&e, &jobs, &to_archive));
     let e = engine.clone();
-    thread(ctx, "archive", move || threads::archive_thread(&e, &kept));
+    thread(ctx, "archive", move || threads::archive_thread(&e, &kept, &to_snapshot));
+    let e = engine.clone();
+    thread(ctx, "snapshot", move || threads::snapshot_thread(&e, &wanted));
     Ok(engine)
 }
 

@@ -164,16 +164,24 @@ pub fn save<D: Disk>(
     archive: &dyn Archive,
 ) -> io::Result<u64> {
     let mut writer = Writer::create(disk, dir, applied.mark)?;
-    writer.block(&applied.mvcc.summary().encode())?;
-    writer.block(&applied.members.encode_to_vec())?;
-    let mut block = Vec::new();
-    applied.mvcc.records(archive, |at, event| {
-        block.clear();
-        block.extend_from_slice(&record::encode_revision(at));
-        record::encode(event, &mut block);
-        writer.block(&block)
-    })?;
-    writer.finish()
+    let unfinished = writer.unfinished.clone();
+    let mut fill = || {
+        writer.block(&applied.mvcc.summary().encode())?;
+        writer.block(&applied.members.encode_to_vec())?;
+        let mut block = Vec::new();
+        applied.mvcc.records(archive, |at, event| {
+            block.clear();
+            block.extend_from_slice(&record::encode_revision(at));
+            record::encode(event, &mut block);
+            writer.block(&block)
+        })
+    };
+    fill().and_then(|()| writer.finish()).inspect_err(|_| {
+        // Its space may be what is missing.
+        if let Err(error) = disk.remove(&unfinished) {
+            tracing::debug!(%error, "cannot remove an unfinished snapshot");
+        }
+    })
 }
 
 /// Reads the newest snapshot in `dir` that is whole; an empty state if there never was one.
