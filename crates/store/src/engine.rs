@@ -273,11 +273,19 @@ impl Engine {
         Ok((found, next))
     }
 
+    /// Whether this member counts the time of leases: it leads, and has applied its first entry as the leader, by which
+    /// all leases got their full life again. Before, it does not know of renewals by the leader before it.
+    #[must_use]
+    pub fn keeps_leases(&self) -> bool {
+        self.leader.load(Ordering::Relaxed) == self.identity.member
+            && self.applied.read().mark.term == self.term.load(Ordering::Relaxed)
+    }
+
     /// Ends leases whose time has come, as long as this member leads.
     pub async fn expire_leases(&self) {
         loop {
             tokio::time::sleep(LEASE_CHECK).await;
-            if self.leader.load(Ordering::Relaxed) != self.identity.member {
+            if !self.keeps_leases() {
                 continue;
             }
             let expired = self.lessor.lock().expired(self.clock.monotonic());

@@ -15,6 +15,7 @@ pub mod members;
 pub mod mvcc;
 pub mod node;
 mod open;
+pub mod recovery;
 pub mod replica;
 pub mod snapshot;
 pub mod state;

@@ -20,6 +20,7 @@ use crate::lessor::Lessor;
 use crate::log::{Log, Recovered, Sizes};
 use crate::members::Members;
 use crate::node::{Node, Start};
+use crate::recovery::recover;
 use crate::replica::{Refusal, Replica};
 use crate::snapshot::{self, Mark};
 use crate::state::State;
@@ -113,33 +114,19 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     });
     let state = State::open(dir, boot_id.trim())?;
     let identity = identity(&dir.join("member"))?;
-    let (log, mut recovered) = Log::open(&SystemDisk, &dir.join("log"), Sizes::default())?;
+    let logs = dir.join("log");
+    if SystemDisk.list(&logs)?.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty() {
+        snapshot::save(&SystemDisk, &snapshots, &first_state(identity, config), &state)?;
+    }
+    let known = state.load()?;
+    let at = known.as_ref().map(|known| known.mark);
+    let (applied, log, recovered) =
+        recover(&SystemDisk, (&logs, Sizes::default()), &snapshots, known)?;
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
-    let is_new =
-        recovered.entries.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
-    if is_new {
-        snapshot::save(&SystemDisk, &snapshots, &first_state(identity, config), &state)?;
-    }
-    let known = state.load()?.filter(|known| known.mark.index >= recovered.begin.index);
-    let applied = match known {
-        Some(known) => known,
-        None => {
-            let applied = snapshot::newest(&SystemDisk, &snapshots)?;
-            state.fill(&applied)?;
-            applied
-        }
-    };
-    let mark = applied.mark;
-    recovered.entries.retain(|entry| entry.index > mark.index);
-    let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
-    if first > mark.index + 1 {
-        bail!(
-            "the log begins at entry {first}, but the state ends at entry {}: a part is missing; \
-             restore this member from a snapshot",
-            mark.index
-        );
+    if at != Some(applied.mark) {
+        state.fill(&applied)?;
     }
     Ok(Found { identity, state, applied, log, recovered })
 }
@@ -185,11 +172,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     })?;
     let incarnation: u64 = rand::random();
     let replica = Replica::new((identity.member, incarnation), node, log, members, mark.index);
-    let mut lessor = Lessor::default();
-    let now = ctx.clock.monotonic();
-    for (id, lease) in applied.mvcc.leases().iter() {
-        lessor.begin(id, lease.ttl_s, now);
-    }
+    let lessor = Lessor::new(applied.mvcc.leases(), ctx.clock.monotonic());
     let (asks, asked) = sync_channel(ASKS_MAX);
     let revision = applied.mvcc.revision();
     let engine = Arc::new(Engine {

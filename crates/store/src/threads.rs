@@ -15,6 +15,7 @@ use daemon::SystemDisk;
 
 use crate::applied::{Applied, Round};
 use crate::engine::{Answer, Ask, Engine, Turn};
+use crate::lessor::Lessor;
 use crate::log;
 use crate::mvcc::Changes;
 use crate::node::Outgoing;
@@ -247,16 +248,7 @@ fn keep_leases(engine: &Engine, round: &Round, leads_anew: bool) {
         return;
     }
     let now = engine.clock.monotonic();
-    let mut lessor = engine.lessor.lock();
-    for (id, ttl_s) in &round.leases {
-        match ttl_s {
-            Some(ttl_s) => lessor.begin(*id, *ttl_s, now),
-            None => lessor.end(*id),
-        }
-    }
-    if leads_anew {
-        lessor.extend_all(now);
-    }
+    engine.lessor.lock().note(&round.leases, leads_anew, now);
 }
 
 fn publish(engine: &Engine, changes: &[Changes]) {
@@ -287,11 +279,7 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     wait.recv().context("the archive thread has ended")?;
     let revision = new.mvcc.revision();
     let now = engine.clock.monotonic();
-    {
-        let mut lessor = engine.lessor.lock();
-        *lessor = crate::lessor::Lessor::default();
-        new.mvcc.leases().iter().for_each(|(id, lease)| lessor.begin(id, lease.ttl_s, now));
-    }
+    *engine.lessor.lock() = Lessor::new(new.mvcc.leases(), now);
     *engine.applied.write() = new;
     let behind = engine.hub.lock().jump(revision);
     for Behind { stream, watch, next } in behind {
@@ -338,7 +326,8 @@ pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<
         let entries = mark.index.saturating_sub(last.index);
         let logged = engine.logged_bytes.load(Ordering::Relaxed);
         let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
-        if (due && logged >= snapshot_bytes) || (wanted && entries > 0) {
+        let due = due && logged >= snapshot_bytes;
+        if due || (wanted && entries > 0) {
             engine.logged_bytes.store(0, Ordering::Relaxed);
             match make_snapshot(engine) {
                 Ok(made) => (last, snapshot_bytes) = made,
@@ -349,8 +338,8 @@ pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<
                 Err(error) => return Err(error).context("make a snapshot"),
             }
         }
-        if wanted {
-            // A full channel loses it, and it is wanted again.
+        if due || wanted {
+            // What was offered before may be gone now. A full channel loses it, and it is wanted again.
             let _lost = engine.ask(Ask::Tell(Input::Snapshot(last)));
         }
     }
