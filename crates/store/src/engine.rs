@@ -40,6 +40,8 @@ pub type Turn = oneshot::Sender<Result<(), Refusal>>;
 pub enum Ask {
     /// Replicate an operation.
     Propose(Vec<u8>, Answer),
+    /// Replicate what a leader has decided, if this member still leads.
+    Lead(Vec<u8>, Answer),
     /// Replicate a change of members; only the leader does.
     Change(Change, Answer),
     /// Let a read have its turn.
@@ -92,6 +94,10 @@ pub struct Engine {
     pub committed: AtomicU64,
     /// Who leads.
     pub leader: AtomicU64,
+    /// The last term in which this member led and gave all leases their full life.
+    pub leases_term: AtomicU64,
+    /// Held while the archive is filled anew: what it says meanwhile is not all.
+    pub refill: RwLock<()>,
     /// Up to which revision the archive has everything.
     pub archived: AtomicI64,
     /// Bytes logged since the last snapshot.
@@ -258,6 +264,7 @@ impl Engine {
             }
             mvcc.recent_from().map_or(mvcc.revision(), |first| first - 1)
         };
+        let _whole = self.refill.read();
         let mut found = self.state.changes(from, to, bytes_max);
         let applied = self.applied.read();
         if from < applied.mvcc.compacted() {
@@ -273,12 +280,11 @@ impl Engine {
         Ok((found, next))
     }
 
-    /// Whether this member counts the time of leases: it leads, and has applied its first entry as the leader, by which
-    /// all leases got their full life again. Before, it does not know of renewals by the leader before it.
+    /// Whether this member's deadlines of leases count: it leads, and has given all of them their full life since.
     #[must_use]
     pub fn keeps_leases(&self) -> bool {
         self.leader.load(Ordering::Relaxed) == self.identity.member
-            && self.applied.read().mark.term == self.term.load(Ordering::Relaxed)
+            && self.leases_term.load(Ordering::Acquire) == self.term.load(Ordering::Relaxed)
     }
 
     /// Ends leases whose time has come, as long as this member leads.
@@ -290,7 +296,13 @@ impl Engine {
             }
             let expired = self.lessor.lock().expired(self.clock.monotonic());
             for id in expired {
-                let ended = self.propose(&Op::Revoke(LeaseRevokeRequest { id })).await;
+                let (answer, reply) = oneshot::channel();
+                let op = Op::Revoke(LeaseRevokeRequest { id });
+                let asked = self.ask(Ask::Lead(op.encode(), answer));
+                let ended = match asked {
+                    Ok(()) => reply.await.unwrap_or(Err(Refusal::Stopped)),
+                    Err(refusal) => Err(refusal),
+                };
                 match ended {
                     Ok(_) | Err(Refusal::State(_)) => {}
                     Err(error) => {

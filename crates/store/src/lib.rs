@@ -6,6 +6,7 @@
 //! `mvcc`, `watch`, `node`, `members`, `applied` and `lessor` are pure, and `replica` is but for its log.
 
 pub mod applied;
+pub mod bootstrap;
 pub mod config;
 pub mod engine;
 pub mod etcd;
@@ -15,6 +16,7 @@ pub mod members;
 pub mod mvcc;
 pub mod node;
 mod open;
+pub mod peer;
 pub mod recovery;
 pub mod replica;
 pub mod snapshot;

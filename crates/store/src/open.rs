@@ -17,10 +17,10 @@ use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Services, Settings, routes};
 use crate::lessor::Lessor;
-use crate::log::{Log, Recovered, Sizes};
+use crate::log::Sizes;
 use crate::members::Members;
 use crate::node::{Node, Start};
-use crate::recovery::recover;
+use crate::recovery::{Recovery, recover};
 use crate::replica::{Refusal, Replica};
 use crate::snapshot::{self, Mark};
 use crate::state::State;
@@ -99,9 +99,7 @@ pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
 struct Found {
     identity: Identity,
     state: State,
-    applied: Applied,
-    log: Log,
-    recovered: Recovered,
+    recovered: Recovery,
 }
 
 fn find(config: &Config) -> anyhow::Result<Found> {
@@ -120,15 +118,14 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     }
     let known = state.load()?;
     let at = known.as_ref().map(|known| known.mark);
-    let (applied, log, recovered) =
-        recover(&SystemDisk, (&logs, Sizes::default()), &snapshots, known)?;
+    let recovered = recover(&SystemDisk, (&logs, Sizes::default()), &snapshots, known)?;
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
-    if at != Some(applied.mark) {
-        state.fill(&applied)?;
+    if at != Some(recovered.applied.mark) {
+        state.fill(&recovered.applied)?;
     }
-    Ok(Found { identity, state, applied, log, recovered })
+    Ok(Found { identity, state, recovered })
 }
 
 /// What every member of a new cluster begins with: the same members, at an entry that nobody has to replicate. A member
@@ -158,15 +155,16 @@ fn identity(path: &Path) -> anyhow::Result<Identity> {
 
 /// Starts the threads of a member.
 fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Engine>> {
-    let Found { identity, state, applied, log, recovered } = found;
+    let Found { identity, state, recovered } = found;
+    let Recovery { applied, log, vote, before, entries, .. } = recovered;
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
         voters: members.voters(),
         learners: members.learners(),
-        vote: recovered.vote,
-        snapshot: mark,
-        entries: recovered.entries,
+        vote,
+        before,
+        entries,
         applied: mark.index,
         seed: rand::random(),
     })?;
@@ -188,6 +186,8 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks: asks.clone(),
         alone: AtomicBool::new(false),
+        leases_term: AtomicU64::new(0),
+        refill: RwLock::new(()),
         term: AtomicU64::new(0),
         committed: AtomicU64::new(mark.index),
         leader: AtomicU64::new(0),
@@ -197,6 +197,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     });
     let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
     let (to_archive, kept) = sync_channel(ROUNDS_MAX);
+    let (to_snapshot, wanted) = sync_channel(1);
     let e = engine.clone();
     thread(ctx, "log", move || {
         threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |_| {})
@@ -204,7 +205,9 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     let e = engine.clone();
     thread(ctx, "apply", move || threads::apply_thread(&e, &jobs, &to_archive));
     let e = engine.clone();
-    thread(ctx, "archive", move || threads::archive_thread(&e, &kept));
+    thread(ctx, "archive", move || threads::archive_thread(&e, &kept, &to_snapshot));
+    let e = engine.clone();
+    thread(ctx, "snapshot", move || threads::snapshot_thread(&e, &wanted));
     let (shutdown, stopping) = (ctx.shutdown.clone(), engine.clone());
     ctx.tasks.job(async move {
         shutdown.cancelled().await;

@@ -3,11 +3,12 @@
 use std::io;
 use std::path::Path;
 
-use daemon::Disk;
+use daemon::{Disk, SystemDisk};
 
 use crate::applied::Applied;
-use crate::log::{Log, LogError, Recovered, Sizes};
-use crate::snapshot;
+use crate::log::{Entry, Log, LogError, Recovered, Sizes, Vote};
+use crate::replica::KEPT_ENTRIES;
+use crate::snapshot::{self, Mark};
 
 /// A member's disk that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +32,25 @@ pub enum RecoveryError {
     },
 }
 
+/// What a member starts from.
+#[derive(Debug)]
+pub struct Recovery<D: Disk = SystemDisk> {
+    /// The state.
+    pub applied: Applied,
+    /// The log, open for writing.
+    pub log: Log<D>,
+    /// The last vote.
+    pub vote: Vote,
+    /// The entry before those in `entries`.
+    pub before: Mark,
+    /// Entries behind the state, and those before it that members a little behind may need.
+    pub entries: Vec<Entry>,
+    /// Bytes of a torn tail that were cut off the log.
+    pub torn_bytes: usize,
+}
+
 /// Opens the log in `logs` and the state that it goes on from: the newest snapshot in `snapshots`,
-/// or what `known` says to have beside them, if that is not older than where the log begins. The
-/// entries returned are those behind that state.
+/// or what `known` says to have beside them, if that is not older than where the log begins.
 ///
 /// # Errors
 /// When something that was synced is damaged or missing, or the disk fails.
@@ -42,23 +59,39 @@ pub fn recover<D: Disk>(
     (logs, sizes): (&Path, Sizes),
     snapshots: &Path,
     known: Option<Applied>,
-) -> Result<(Applied, Log<D>, Recovered), RecoveryError> {
-    let (mut log, mut recovered) = Log::open(disk, logs, sizes)?;
-    let known = known.filter(|known| known.mark.index >= recovered.begin.index);
+) -> Result<Recovery<D>, RecoveryError> {
+    let (mut log, Recovered { mut entries, vote, begin, torn_bytes }) =
+        Log::open(disk, logs, sizes)?;
+    let known = known.filter(|known| known.mark.index >= begin.index);
     let applied = known.map_or_else(|| snapshot::newest(disk, snapshots), Ok)?;
     let mark = applied.mark;
-    let mut entries = recovered.entries.iter();
-    let other = entries.any(|entry| entry.index == mark.index && entry.term != mark.term);
-    let last = recovered.entries.last().map_or(recovered.begin.index, |last| last.index);
-    recovered.entries.retain(|entry| entry.index > mark.index && !other);
-    let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
+    let first = entries.first().map_or(begin.index + 1, |first| first.index);
     if first > mark.index + 1 {
         return Err(RecoveryError::Missing { first, last: mark.index });
     }
-    if other || last < mark.index {
-        // The end came after a snapshot of the leader's had come and before it was installed.
+    let last = entries.last().map_or(begin.index, |last| last.index);
+    let of_another = entries.iter().any(|e| e.index == mark.index && e.term != mark.term);
+    if of_another || last < mark.index {
+        // A snapshot of the leader's had come when the end came, and was not installed. What is in
+        // the log was never acknowledged or is in the snapshot, and what follows must not be taken
+        // for its continuation at the next start.
+        entries.clear();
         log.begin_again(mark);
         log.sync()?;
     }
-    Ok((applied, log, recovered))
+    let before = kept_before(&mut entries, mark);
+    Ok(Recovery { applied, log, vote, before, entries, torn_bytes })
+}
+
+/// Leaves entries that members a little behind may need, and returns what is before the first of
+/// them.
+fn kept_before(entries: &mut Vec<Entry>, mark: Mark) -> Mark {
+    let applied = entries.iter().take_while(|entry| entry.index <= mark.index).count();
+    let first = applied.saturating_sub(KEPT_ENTRIES);
+    if applied == 0 {
+        return mark;
+    }
+    let before = Mark { index: entries[first].index, term: entries[first].term };
+    entries.drain(..=first);
+    before
 }

@@ -1,8 +1,8 @@
-//! The three threads of a member.
+//! The four threads of a member.
 //!
 //! A request waits for the log thread, which gathers all that wait into one sync; the apply
 //! thread works on what is committed while the next sync runs, tells the watchers, then answers; the
-//! archive thread writes old values and snapshots to disk.
+//! archive thread writes old values to disk, the snapshot thread now and then the whole state.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -55,6 +55,15 @@ pub enum Keep {
     Snapshot,
 }
 
+/// Whether a snapshot is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// If the log has grown enough.
+    IfDue,
+    /// Since a member needs it.
+    Now,
+}
+
 #[derive(Debug)]
 enum Waiter {
     Answer(Answer),
@@ -76,6 +85,7 @@ impl Desk {
                 let bytes = data.len();
                 (Waiter::Answer(answer), Input::Propose(ticket, data), bytes)
             }
+            Ask::Lead(data, answer) => (Waiter::Answer(answer), Input::Lead(ticket, data), 0),
             Ask::Change(change, answer) => {
                 (Waiter::Answer(answer), Input::Change(ticket, change), 0)
             }
@@ -134,6 +144,9 @@ pub fn log_thread(
         let output = replica.step(inputs.drain(..), send)?;
         tell(engine, &replica, &output);
         hand_over(output, &mut desk, jobs)?;
+        if replica.is_removed() {
+            anyhow::bail!("this member was removed from the cluster; its data can be deleted");
+        }
         let first = if replica.needs_ticks() {
             let now = engine.clock.monotonic();
             // A thread that was stopped for long does not make up for it: others have moved on.
@@ -225,17 +238,19 @@ pub fn apply_thread(
 fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::Result<Box<Round>> {
     let mut round = Box::<Round>::default();
     let mut replies = Vec::new();
-    let mut leads_anew = false;
+    let mut begun = None;
     {
         let mut applied = engine.applied.write();
         for (committed, answer) in entries {
-            leads_anew |= matches!(committed.what, Said::Nothing);
+            if matches!(committed.what, Said::Nothing) {
+                begun = Some(committed.mark.term);
+            }
             let reply = applied.apply(&committed, &*engine.state, &mut round)?;
             replies.extend(answer.zip(reply));
         }
         applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
     }
-    keep_leases(engine, &round, leads_anew);
+    keep_leases(engine, &round, begun);
     publish(engine, &round.changes);
     for (answer, reply) in replies {
         drop(answer.send(reply));
@@ -243,12 +258,17 @@ fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::
     Ok(round)
 }
 
-fn keep_leases(engine: &Engine, round: &Round, leads_anew: bool) {
-    if round.leases.is_empty() && !leads_anew {
+/// Follows the leases. A leader whose first entry is `begun` has applied all that earlier ones did, and begins to count.
+fn keep_leases(engine: &Engine, round: &Round, begun: Option<u64>) {
+    if round.leases.is_empty() && begun.is_none() {
         return;
     }
     let now = engine.clock.monotonic();
-    engine.lessor.lock().note(&round.leases, leads_anew, now);
+    let mut lessor = engine.lessor.lock();
+    lessor.note(&round.leases, begun.is_some(), now);
+    if let Some(term) = begun {
+        engine.leases_term.store(term, Ordering::Release);
+    }
 }
 
 fn publish(engine: &Engine, changes: &[Changes]) {
@@ -274,13 +294,17 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
         revision = new.mvcc.revision(),
         "begin again from a snapshot"
     );
-    let (done, wait) = std::sync::mpsc::sync_channel(1);
-    archive.send(Keep::Instead(Box::new(new.clone()), done))?;
-    wait.recv().context("the archive thread has ended")?;
     let revision = new.mvcc.revision();
     let now = engine.clock.monotonic();
     *engine.lessor.lock() = Lessor::new(new.mvcc.leases(), now);
-    *engine.applied.write() = new;
+    {
+        // The new state has all its values in memory; the archive is of use again when it is full.
+        let _refilling = engine.refill.write();
+        *engine.applied.write() = new.clone();
+        let (done, wait) = std::sync::mpsc::sync_channel(1);
+        archive.send(Keep::Instead(Box::new(new), done))?;
+        wait.recv().context("the archive thread has ended")?;
+    }
     let behind = engine.hub.lock().jump(revision);
     for Behind { stream, watch, next } in behind {
         stream.fell_behind(watch, next);
@@ -288,18 +312,19 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     Ok(())
 }
 
-/// Runs the archive thread until the apply thread ends: writes old values to disk and makes
-/// snapshots. Closes the state at the end.
+/// Runs the archive thread until the apply thread ends: writes old values to disk, and has snapshots made. Closes the
+/// state at the end.
 ///
 /// # Errors
 /// When the disk fails.
-pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<()> {
-    let mut last = engine.applied.read().mark;
-    let mut snapshot_bytes = 0;
+pub fn archive_thread(
+    engine: &Engine,
+    kept: &Receiver<Keep>,
+    snapshots: &SyncSender<Wanted>,
+) -> anyhow::Result<()> {
     let mut next = None;
     while let Some(keep) = next.take().or_else(|| kept.recv().ok()) {
-        let mut wanted = false;
-        match keep {
+        let wanted = match keep {
             Keep::Round(mut round) => {
                 while let Ok(more) = kept.try_recv() {
                     match more {
@@ -313,21 +338,38 @@ pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<
                 engine.state.write(&round)?;
                 engine.archived.store(round.revision, Ordering::Release);
                 engine.look_at_disk();
+                Wanted::IfDue
             }
             Keep::Instead(applied, done) => {
                 engine.state.fill(&applied)?;
                 engine.archived.store(applied.mvcc.revision(), Ordering::Release);
-                last = applied.mark;
                 let _gone = done.send(());
+                continue;
             }
-            Keep::Snapshot => wanted = true,
-        }
+            Keep::Snapshot => Wanted::Now,
+        };
+        // If one is being made, the next round asks again, and so does whoever wants one.
+        let _busy = snapshots.try_send(wanted);
+    }
+    engine.state.close()?;
+    Ok(())
+}
+
+/// Runs the snapshot thread until the archive thread ends. It has its own, since a large state takes its time.
+///
+/// # Errors
+/// When the disk fails.
+pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Result<()> {
+    let newest = snapshot::list(&SystemDisk, &engine.snapshot_dir)?;
+    let mut last = newest.first().map_or(Mark::default(), |(mark, _)| *mark);
+    let mut snapshot_bytes = 0;
+    while let Ok(wanted) = wanted.recv() {
         let mark = engine.applied.read().mark;
         let entries = mark.index.saturating_sub(last.index);
         let logged = engine.logged_bytes.load(Ordering::Relaxed);
         let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
         let due = due && logged >= snapshot_bytes;
-        if due || (wanted && entries > 0) {
+        if due || (wanted == Wanted::Now && entries > 0) {
             engine.logged_bytes.store(0, Ordering::Relaxed);
             match make_snapshot(engine) {
                 Ok(made) => (last, snapshot_bytes) = made,
@@ -338,17 +380,17 @@ pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<
                 Err(error) => return Err(error).context("make a snapshot"),
             }
         }
-        if due || wanted {
+        if due || wanted == Wanted::Now {
             // What was offered before may be gone now. A full channel loses it, and it is wanted again.
             let _lost = engine.ask(Ask::Tell(Input::Snapshot(last)));
         }
     }
-    engine.state.close()?;
     Ok(())
 }
 
 /// Writes the applied state to a snapshot file, and has the log forget what two snapshots have.
 fn make_snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
+    let _whole = engine.refill.read();
     let applied = engine.applied.read().clone();
     let bytes = snapshot::save(&SystemDisk, &engine.snapshot_dir, &applied, &*engine.state)?;
     tracing::info!(index = applied.mark.index, bytes, "made a snapshot");

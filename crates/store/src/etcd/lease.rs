@@ -14,6 +14,7 @@ use wire::etcdserverpb::{
 use super::Services;
 use super::errors::wrong_reply;
 use crate::mvcc::{Op, Reply};
+use crate::replica::Refusal;
 
 type KeepAlives = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
 
@@ -60,6 +61,9 @@ impl Lease for Services {
         let answers = request.into_inner().map(move |request| {
             let id = request?.id;
             let now = services.engine.clock.monotonic();
+            if !services.engine.keeps_leases() {
+                return Err(Refusal::NotLeader.into());
+            }
             let ttl = services.engine.lessor.lock().renew(id, now).unwrap_or(0);
             let header = Some(services.engine.header_now());
             Ok(LeaseKeepAliveResponse { header, id, ttl })

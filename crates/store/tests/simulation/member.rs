@@ -16,7 +16,7 @@ use store::log::{self, Sizes};
 use store::members::{Change, Members};
 use store::mvcc::{Archive, Changes, Error, Op, Reply, Revision};
 use store::node::{Node, Outgoing, Start};
-use store::recovery::recover;
+use store::recovery::{Recovery, recover};
 use store::replica::{Committed, Input, Refusal, Replica, Said, Work};
 use store::snapshot::{self, Mark};
 use store::watch::{Hub, Watch};
@@ -167,16 +167,16 @@ impl Member {
         (mut rng, now): (Rng, Duration),
     ) -> io::Result<Self> {
         let (logs, snapshots) = ((Path::new(LOG), SIZES), Path::new(SNAPSHOTS));
-        let (applied, log, recovered) =
-            recover(disk, logs, snapshots, None).map_err(io::Error::other)?;
+        let recovered = recover(disk, logs, snapshots, None).map_err(io::Error::other)?;
+        let Recovery { applied, log, vote, before, entries, .. } = recovered;
         let (members, mark) = (applied.members.clone(), applied.mark);
         let start = Start {
             id,
             voters: members.voters(),
             learners: members.learners(),
-            vote: recovered.vote,
-            snapshot: mark,
-            entries: recovered.entries,
+            vote,
+            before,
+            entries,
             applied: mark.index,
             seed: rng.number(),
         };
