@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::mvcc::Leases;
+
 /// The deadlines of all leases, on the leader's monotonic clock.
 #[derive(Debug, Default)]
 pub struct Lessor {
@@ -18,6 +20,28 @@ struct Deadline {
 }
 
 impl Lessor {
+    /// All leases of a state begin.
+    #[must_use]
+    pub fn new(leases: &Leases, now: Duration) -> Self {
+        let mut lessor = Self::default();
+        leases.iter().for_each(|(id, lease)| lessor.begin(id, lease.ttl_s, now));
+        lessor
+    }
+
+    /// What a round of applied entries did: leases begun (with their life in seconds) or gone, and
+    /// whether a new leader has begun.
+    pub fn note(&mut self, changed: &[(i64, Option<i64>)], leads_anew: bool, now: Duration) {
+        for (id, ttl_s) in changed {
+            match ttl_s {
+                Some(ttl_s) => self.begin(*id, *ttl_s, now),
+                None => self.end(*id),
+            }
+        }
+        if leads_anew {
+            self.extend_all(now);
+        }
+    }
+
     /// A lease begins.
     pub fn begin(&mut self, id: i64, ttl_s: i64, now: Duration) {
         self.by_id.insert(id, Deadline { at: now + seconds(ttl_s), ttl_s, ending: false });

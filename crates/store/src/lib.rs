@@ -18,6 +18,7 @@ pub mod mvcc;
 pub mod node;
 mod open;
 pub mod peer;
+pub mod recovery;
 pub mod replica;
 pub mod snapshot;
 pub mod state;

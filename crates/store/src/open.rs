@@ -14,18 +14,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use wire::etcdserverpb::Member;
 
-use crate::applied::Applied;
 use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Services, peer_routes, routes};
 use crate::join;
 use crate::lessor::Lessor;
-use crate::log::{Entry, Log, Recovered, Sizes};
+use crate::log::Sizes;
 use crate::members::{Change, Members, What};
 use crate::node::{Node, Start};
 use crate::peer::{Peers, REMOVED};
-use crate::replica::{Input, KEPT_ENTRIES, Refusal, Replica};
-use crate::snapshot::{self, Mark};
+use crate::recovery::{Recovery, recover};
+use crate::replica::{Input, Refusal, Replica};
+use crate::snapshot;
 use crate::state::State;
 use crate::threads::{self, ROUNDS_MAX};
 use crate::watch::Hub;
@@ -77,7 +77,8 @@ pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
     let (asks, asked) = sync_channel(ASKS_MAX);
     let snapshots = Path::new(&config.data_dir).join("snapshots");
     let peers = Peers::new(identity, tls, asks.clone(), snapshots, peer_ctx.clone());
-    let members = if joins.all.is_empty() { found.applied.members.clone() } else { joins };
+    let members =
+        if joins.all.is_empty() { found.recovered.applied.members.clone() } else { joins };
     if members.removed.contains(&identity.member) {
         bail!(REMOVED);
     }
@@ -202,11 +203,7 @@ async fn end(engine: Arc<Engine>, shutdown: CancellationToken, last: Cancellatio
 struct Found {
     identity: Identity,
     state: State,
-    applied: Applied,
-    log: Log,
-    recovered: Recovered,
-    /// The entry before those recovered.
-    before: Mark,
+    recovered: Recovery,
 }
 
 fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
@@ -218,51 +215,22 @@ fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
         String::new()
     });
     let state = State::open(dir, boot_id.trim())?;
-    let (log, mut recovered) = Log::open(&SystemDisk, &dir.join("log"), Sizes::default())?;
-    if recovered.torn_bytes > 0 {
-        tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
-    }
+    let logs = dir.join("log");
     let is_new =
-        recovered.entries.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
+        SystemDisk.list(&logs)?.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
     if is_new && begin.first.mark.index > 0 {
         snapshot::save(&SystemDisk, &snapshots, &begin.first, &state)?;
     }
-    let known = state.load()?.filter(|known| known.mark.index >= recovered.begin.index);
-    let applied = match known {
-        Some(known) => known,
-        None => {
-            let applied = snapshot::newest(&SystemDisk, &snapshots)?;
-            state.fill(&applied)?;
-            applied
-        }
-    };
-    let mark = applied.mark;
-    if recovered.entries.iter().any(|entry| entry.index == mark.index && entry.term != mark.term) {
-        // A snapshot came from another history than the log's end, which was never acknowledged.
-        recovered.entries.clear();
+    let known = state.load()?;
+    let at = known.as_ref().map(|known| known.mark);
+    let recovered = recover(&SystemDisk, (&logs, Sizes::default()), &snapshots, known)?;
+    if recovered.torn_bytes > 0 {
+        tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
-    let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
-    if first > mark.index + 1 {
-        bail!(
-            "the log begins at entry {first}, but the state ends at entry {}: a part is missing; \
-             restore this member from a snapshot",
-            mark.index
-        );
+    if at != Some(recovered.applied.mark) {
+        state.fill(&recovered.applied)?;
     }
-    let before = kept_before(&mut recovered.entries, mark);
-    Ok(Found { identity: begin.identity, state, applied, log, recovered, before })
-}
-
-/// Leaves entries that members a little behind may need, and returns what is before the first of them.
-fn kept_before(entries: &mut Vec<Entry>, mark: Mark) -> Mark {
-    let applied = entries.iter().take_while(|entry| entry.index <= mark.index).count();
-    let first = applied.saturating_sub(KEPT_ENTRIES);
-    if applied == 0 {
-        return mark;
-    }
-    let before = Mark { index: entries[first].index, term: entries[first].term };
-    entries.drain(..=first);
-    before
+    Ok(Found { identity: begin.identity, state, recovered })
 }
 
 /// Starts the threads of a member.
@@ -274,25 +242,22 @@ fn start(
     known: Members,
     peers: Peers,
 ) -> anyhow::Result<Arc<Engine>> {
-    let Found { identity, state, applied, log, recovered, before } = found;
+    let Found { identity, state, recovered } = found;
+    let Recovery { applied, log, vote, before, entries, .. } = recovered;
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
         voters: members.voters(),
         learners: members.learners(),
-        vote: recovered.vote,
+        vote,
         before,
-        entries: recovered.entries,
+        entries,
         applied: mark.index,
         seed: rand::random(),
     })?;
     let incarnation: u64 = rand::random();
     let replica = Replica::new((identity.member, incarnation), node, log, members, mark.index);
-    let mut lessor = Lessor::default();
-    let now = ctx.clock.monotonic();
-    for (id, lease) in applied.mvcc.leases().iter() {
-        lessor.begin(id, lease.ttl_s, now);
-    }
+    let lessor = Lessor::new(applied.mvcc.leases(), ctx.clock.monotonic());
     let revision = applied.mvcc.revision();
     let engine = Arc::new(Engine {
         applied: RwLock::new(applied),

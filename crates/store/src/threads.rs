@@ -15,6 +15,7 @@ use daemon::SystemDisk;
 
 use crate::applied::{Applied, Round};
 use crate::engine::{Answer, Ask, Engine, Turn};
+use crate::lessor::Lessor;
 use crate::log;
 use crate::mvcc::Changes;
 use crate::node::Outgoing;
@@ -267,14 +268,8 @@ fn keep_leases(engine: &Engine, round: &Round, begun: Option<u64>) {
     }
     let now = engine.clock.monotonic();
     let mut lessor = engine.lessor.lock();
-    for (id, ttl_s) in &round.leases {
-        match ttl_s {
-            Some(ttl_s) => lessor.begin(*id, *ttl_s, now),
-            None => lessor.end(*id),
-        }
-    }
+    lessor.note(&round.leases, begun.is_some(), now);
     if let Some(term) = begun {
-        lessor.extend_all(now);
         engine.leases_term.store(term, Ordering::Release);
     }
 }
@@ -304,11 +299,7 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     );
     let revision = new.mvcc.revision();
     let now = engine.clock.monotonic();
-    {
-        let mut lessor = engine.lessor.lock();
-        *lessor = crate::lessor::Lessor::default();
-        new.mvcc.leases().iter().for_each(|(id, lease)| lessor.begin(id, lease.ttl_s, now));
-    }
+    *engine.lessor.lock() = Lessor::new(new.mvcc.leases(), now);
     engine.members.send_replace(new.members.clone());
     {
         // The new state has all its values in memory; the archive is of use again when it is full.
@@ -381,7 +372,8 @@ pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Re
         let entries = mark.index.saturating_sub(last.index);
         let logged = engine.logged_bytes.load(Ordering::Relaxed);
         let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
-        if (due && logged >= snapshot_bytes) || (wanted == Wanted::Now && entries > 0) {
+        let due = due && logged >= snapshot_bytes;
+        if due || (wanted == Wanted::Now && entries > 0) {
             engine.logged_bytes.store(0, Ordering::Relaxed);
             match make_snapshot(engine) {
                 Ok(made) => (last, snapshot_bytes) = made,
@@ -392,8 +384,8 @@ pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Re
                 Err(error) => return Err(error).context("make a snapshot"),
             }
         }
-        if wanted == Wanted::Now {
-            // A full channel loses it, and it is wanted again.
+        if due || wanted == Wanted::Now {
+            // What was offered before may be gone now. A full channel loses it, and it is wanted again.
             let _lost = engine.ask(Ask::Tell(Input::Snapshot(last)));
         }
     }

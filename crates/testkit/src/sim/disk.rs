@@ -46,6 +46,7 @@ struct Platter {
     delay: Duration,
     busy: Duration,
     syncs: u64,
+    lying: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -96,6 +97,7 @@ impl Default for SimDisk {
             delay: Duration::ZERO,
             busy: Duration::ZERO,
             syncs: 0,
+            lying: false,
         })))
     }
 }
@@ -118,6 +120,13 @@ impl SimDisk {
         self.0.lock().cut_at = steps;
     }
 
+    /// Whether the power is off.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        let platter = self.0.lock();
+        platter.steps >= platter.cut_at
+    }
+
     /// The power comes back after it was cut just now, at the latest. Files must be opened again.
     pub fn restart(&self, cut: Cut) {
         let mut platter = self.0.lock();
@@ -134,6 +143,11 @@ impl SimDisk {
     /// How long every sync takes.
     pub fn set_delay(&self, delay: Duration) {
         self.0.lock().delay = delay;
+    }
+
+    /// From now on syncs do nothing, as if what they make durable were acknowledged before.
+    pub fn lie(&self) {
+        self.0.lock().lying = true;
     }
 
     /// The time that syncs took since this was asked last.
@@ -424,7 +438,11 @@ impl DiskFile for SimFile {
             platter.step()?;
             platter.syncs += 1;
             platter.busy += platter.delay;
-            platter.files.get_mut(&self.file).ok_or(ErrorKind::NotFound)?.sync();
+            let lying = platter.lying;
+            let content = platter.files.get_mut(&self.file).ok_or(ErrorKind::NotFound)?;
+            if !lying {
+                content.sync();
+            }
             Ok(())
         })
     }
