@@ -1,5 +1,6 @@
 //! The etcd v3 services over gRPC: each turns requests into operations and reads of the engine.
 
+mod auth;
 mod cluster;
 pub mod errors;
 mod kv;
@@ -10,6 +11,7 @@ mod watch;
 use std::sync::Arc;
 
 use tonic::service::Routes;
+use wire::etcdserverpb::auth_server::AuthServer;
 use wire::etcdserverpb::cluster_server::ClusterServer;
 use wire::etcdserverpb::kv_server::KvServer;
 use wire::etcdserverpb::lease_server::LeaseServer;
@@ -65,6 +67,7 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
         .add_service(LeaseServer::new(services.clone()))
         .add_service(ClusterServer::new(services.clone()))
         .add_service(maintenance)
+        .add_service(AuthServer::new(services.clone()))
         .add_service(health_service)
         .add_service(reflection)
         .prepare())

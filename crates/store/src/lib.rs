@@ -6,6 +6,7 @@
 //! `mvcc`, `watch`, `node`, `members`, `applied` and `lessor` are pure, and `replica` is but for its log.
 
 pub mod applied;
+pub mod auth;
 pub mod config;
 pub mod engine;
 pub mod etcd;
@@ -15,10 +16,12 @@ pub mod members;
 pub mod mvcc;
 pub mod node;
 mod open;
+pub mod password;
 pub mod replica;
 pub mod snapshot;
 pub mod state;
 pub mod threads;
+pub mod tokens;
 pub mod watch;
 
 pub use config::Config;

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use daemon::SystemDisk;
 
 use crate::applied::{Applied, Round};
+use crate::auth::Sessions;
 use crate::engine::{Answer, Ask, Engine, Turn};
 use crate::mvcc::Changes;
 use crate::node::Outgoing;
@@ -233,6 +234,7 @@ fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::
         applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
     }
     keep_leases(engine, &round, leads_anew);
+    keep_sessions(engine, &round);
     publish(engine, &round.changes);
     for (answer, reply) in replies {
         drop(answer.send(reply));
@@ -254,6 +256,25 @@ fn keep_leases(engine: &Engine, round: &Round, leads_anew: bool) {
     }
     if leads_anew {
         lessor.extend_all(now);
+    }
+}
+
+fn keep_sessions(engine: &Engine, round: &Round) {
+    if let Some(auth) = &round.auth {
+        engine.auth_enabled.store(auth.enabled, Ordering::Release);
+    }
+    if round.sessions.is_empty() {
+        return;
+    }
+    let now = engine.clock.monotonic();
+    let mut tokens = engine.tokens.lock();
+    for change in &round.sessions {
+        match change {
+            Sessions::Stay => {}
+            Sessions::Begin(user, token) => tokens.begin(token.clone(), user.clone(), now),
+            Sessions::End(user) => tokens.end(user),
+            Sessions::EndAll => tokens.end_all(),
+        }
     }
 }
 
@@ -290,6 +311,9 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
         *lessor = crate::lessor::Lessor::default();
         new.mvcc.leases().iter().for_each(|(id, lease)| lessor.begin(id, lease.ttl_s, now));
     }
+    // Sessions that began or ended in between are unknown: clients begin new ones.
+    engine.tokens.lock().end_all();
+    engine.auth_enabled.store(new.auth.enabled, Ordering::Release);
     *engine.applied.write() = new;
     let behind = engine.hub.lock().jump(revision);
     for Behind { stream, watch, next } in behind {

@@ -1,6 +1,7 @@
 //! Everything acknowledged is there again, however the member ended.
 #![allow(clippy::unwrap_used)] // helpers of tests, which the linter does not see as tests
 
+use store::auth::By;
 use store::engine::Engine;
 use store::mvcc::{Op, Reply};
 use store::{Config, Store};
@@ -26,12 +27,12 @@ async fn put(engine: &Engine, n: u32) {
         value: n.to_string().into(),
         ..Default::default()
     };
-    assert!(matches!(engine.propose(&Op::Put(request)).await, Ok(Reply::Put(_))));
+    assert!(matches!(engine.propose(&By::Store, &Op::Put(request)).await, Ok(Reply::Put(_))));
 }
 
 fn value(engine: &Engine, key: &'static str) -> String {
     let request = RangeRequest { key: key.into(), ..Default::default() };
-    let kvs = engine.range(&request).unwrap().kvs;
+    let kvs = engine.range(&By::Store, &request).unwrap().kvs;
     String::from_utf8_lossy(&kvs[0].value).into_owned()
 }
 
@@ -75,7 +76,7 @@ async fn log_and_snapshots_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let (store, ctx) = opened(dir.path()).await;
     let grant = Op::Grant(LeaseGrantRequest { id: 9, ttl: 600 });
-    store.engine().propose(&grant).await.unwrap();
+    store.engine().propose(&By::Store, &grant).await.unwrap();
     for n in 0..100 {
         put(store.engine(), n).await;
         if n % 10 != 9 {

@@ -56,8 +56,9 @@ impl Cluster for Services {
 
     async fn member_list(
         &self,
-        _request: Request<MemberListRequest>,
+        request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        self.known(request).await?;
         // Members have no revisions.
         let header = Some(self.engine.header(0));
         Ok(Response::new(MemberListResponse { header, members: vec![self.itself()] }))
