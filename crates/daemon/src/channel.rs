@@ -23,7 +23,17 @@ pub struct TransportError(BoxError);
 pub type Channel = BoxCloneSyncService<Request<Body>, Response<Body>, TransportError>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How often the other side has to show that it lives, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Pulse {
+    /// From one question to the next.
+    pub every: Duration,
+    /// From a question to its answer; the connection is given up then.
+    pub timeout: Duration,
+}
+
+const PULSE: Pulse = Pulse { every: Duration::from_secs(10), timeout: Duration::from_secs(20) };
 
 /// A channel to `url` (`https://host:port`, or `http://` on loopback), made when first used and
 /// again whenever it breaks.
@@ -31,10 +41,19 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the URL or the certificates cannot be used.
 pub fn connect(url: &str, tls: Option<&ClientTls>) -> anyhow::Result<Channel> {
+    connect_with(url, tls, PULSE)
+}
+
+/// As [`connect`], for those who have to notice sooner that nobody is there.
+///
+/// # Errors
+/// When the URL or the certificates cannot be used.
+pub fn connect_with(url: &str, tls: Option<&ClientTls>, pulse: Pulse) -> anyhow::Result<Channel> {
     let mut endpoint = Endpoint::from_shared(url.to_owned())
         .with_context(|| format!("endpoint {url:?}"))?
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
+        .http2_keep_alive_interval(pulse.every)
+        .keep_alive_timeout(pulse.timeout)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
     if let Some(tls) = tls {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
-use daemon::Clock;
+use daemon::{Clock, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use wire::etcdserverpb::{
@@ -42,6 +42,8 @@ pub type Turn = oneshot::Sender<Result<(), Refusal>>;
 pub enum Ask {
     /// Replicate an operation.
     Propose(Vec<u8>, Answer),
+    /// Replicate what a leader has decided, if this member still leads.
+    Lead(Vec<u8>, Answer),
     /// Replicate a change of members; only the leader does.
     Change(Change, Answer),
     /// Let a read have its turn.
@@ -81,6 +83,9 @@ pub struct Engine {
     pub identity: Identity,
     /// Bytes that keys and values may take.
     pub quota_bytes: u64,
+    /// Free space below which nothing may grow any more: the log, a snapshot of what is there and
+    /// the state's own tidying must still fit.
+    pub disk_reserve_bytes: u64,
     /// Entries after which a snapshot is made.
     pub snapshot_entries: u64,
     /// Where snapshots go.
@@ -95,10 +100,16 @@ pub struct Engine {
     pub committed: AtomicU64,
     /// Who leads.
     pub leader: AtomicU64,
+    /// The last term in which this member led and gave all leases their full life.
+    pub leases_term: AtomicU64,
+    /// Held while the archive is filled anew: what it says meanwhile is not all.
+    pub refill: RwLock<()>,
     /// Up to which revision the archive has everything.
     pub archived: AtomicI64,
     /// Bytes logged since the last snapshot.
     pub logged_bytes: AtomicU64,
+    /// The disk was full when it was last looked at.
+    pub disk_full: AtomicBool,
 }
 
 impl Engine {
@@ -158,7 +169,7 @@ impl Engine {
     pub async fn propose_growth(&self, by: &By, op: &Op) -> Result<Reply, Refusal> {
         let (full, known) = {
             let applied = self.applied.read();
-            let full = applied.mvcc.bytes() as u64 > self.quota_bytes;
+            let full = applied.mvcc.bytes() as u64 > self.quota_bytes || self.disk_is_full();
             (full, applied.mvcc.no_space())
         };
         if full && !known {
@@ -173,6 +184,27 @@ impl Engine {
             return Err(Error::NoSpace.into());
         }
         self.propose(by, op).await
+    }
+
+    /// Whether nothing may grow for want of space. Looks again only if there was none: whoever
+    /// made some and cleared the alarm must not have to wait.
+    fn disk_is_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed) && self.look_at_disk()
+    }
+
+    /// Looks how much space is left, and whether that is too little.
+    pub fn look_at_disk(&self) -> bool {
+        let full = match SystemDisk.free_bytes(&self.snapshot_dir) {
+            Ok(free) => free < self.disk_reserve_bytes,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell how much space is left");
+                false
+            }
+        };
+        if self.disk_full.swap(full, Ordering::Relaxed) != full {
+            tracing::warn!(full, "the disk is full, or is no longer");
+        }
+        full
     }
 
     /// Answers a range request from the applied state.
@@ -242,6 +274,7 @@ impl Engine {
             }
             mvcc.recent_from().map_or(mvcc.revision(), |first| first - 1)
         };
+        let _whole = self.refill.read();
         let mut found = self.state.changes(from, to, bytes_max);
         let applied = self.applied.read();
         if from < applied.mvcc.compacted() {
@@ -257,16 +290,29 @@ impl Engine {
         Ok((found, next))
     }
 
+    /// Whether this member's deadlines of leases count: it leads, and has given all of them their full life since.
+    #[must_use]
+    pub fn keeps_leases(&self) -> bool {
+        self.leader.load(Ordering::Relaxed) == self.identity.member
+            && self.leases_term.load(Ordering::Acquire) == self.term.load(Ordering::Relaxed)
+    }
+
     /// Ends leases whose time has come, as long as this member leads.
     pub async fn expire_leases(&self) {
         loop {
             tokio::time::sleep(LEASE_CHECK).await;
-            if self.leader.load(Ordering::Relaxed) != self.identity.member {
+            if !self.keeps_leases() {
                 continue;
             }
             let expired = self.lessor.lock().expired(self.clock.monotonic());
             for id in expired {
-                let ended = self.propose(&By::Store, &Op::Revoke(LeaseRevokeRequest { id })).await;
+                let (answer, reply) = oneshot::channel();
+                let op = Op::Revoke(LeaseRevokeRequest { id });
+                let asked = self.ask(Ask::Lead(op.encode_by(&By::Store), answer));
+                let ended = match asked {
+                    Ok(()) => reply.await.unwrap_or(Err(Refusal::Stopped)),
+                    Err(refusal) => Err(refusal),
+                };
                 match ended {
                     Ok(_) | Err(Refusal::State(_)) => {}
                     Err(error) => {

@@ -7,6 +7,7 @@
 
 pub mod applied;
 pub mod auth;
+pub mod bootstrap;
 pub mod config;
 pub mod engine;
 pub mod etcd;
@@ -17,6 +18,7 @@ pub mod mvcc;
 pub mod node;
 mod open;
 pub mod password;
+pub mod peer;
 pub mod replica;
 pub mod snapshot;
 pub mod state;

@@ -299,13 +299,12 @@ impl<D: Disk> Log<D> {
         self.full = false;
         while needed + self.sizes.ahead_bytes > self.zeroed {
             let zeros = vec![0; self.sizes.ahead_bytes];
-            match self.file.write_at(&zeros, self.zeroed as u64) {
-                Err(error) if is_full(&error) && needed <= self.zeroed => {
-                    self.full = true;
-                    break;
-                }
-                written => written.map_err(io_error("extend", &self.path))?,
+            let written = self.file.write_at(&zeros, self.zeroed as u64);
+            self.full = written.as_ref().is_err_and(is_full);
+            if self.full && needed <= self.zeroed {
+                break;
             }
+            written.map_err(io_error("extend", &self.path))?;
             self.zeroed += self.sizes.ahead_bytes;
         }
         Ok(())
@@ -340,7 +339,9 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogErr
     move |source| LogError::Io { what, path, source }
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// Whether the disk refused for want of space.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

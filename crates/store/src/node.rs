@@ -38,8 +38,8 @@ pub struct Start {
     pub learners: Vec<u64>,
     /// Its last vote.
     pub vote: Vote,
-    /// The entry that its snapshot ends with.
-    pub snapshot: Mark,
+    /// The entry before the first one that is kept.
+    pub before: Mark,
     /// The entries behind it.
     pub entries: Vec<Entry>,
     /// The last entry that its state has.
@@ -163,14 +163,16 @@ impl Node {
         self.spread();
     }
 
-    /// A message from another member.
+    /// A message from another member; returns from whom.
     ///
     /// # Errors
     /// When it cannot be read, or comes from nobody known: it is lost then, which is allowed.
-    pub fn receive(&mut self, bytes: &Bytes) -> Result<(), NodeError> {
-        self.raw.step(Message::parse_from_carllerche_bytes(bytes)?)?;
+    pub fn receive(&mut self, bytes: &Bytes) -> Result<u64, NodeError> {
+        let message = Message::parse_from_carllerche_bytes(bytes)?;
+        let from = message.from;
+        self.raw.step(message)?;
         self.spread();
-        Ok(())
+        Ok(from)
     }
 
     /// Offers an entry to the cluster, through the leader if that is another member.
@@ -230,6 +232,10 @@ impl Node {
     pub fn snapshot_sent(&mut self, id: u64, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.raw.report_snapshot(id, status);
+        if !arrived {
+            // Perhaps its file is gone: have another made.
+            self.raw.mut_store().offer = None;
+        }
     }
 
     /// A snapshot file is there for members that need one.
@@ -323,11 +329,11 @@ impl Node {
         self.raw.raft.leader_id
     }
 
-    /// Whether a leader has heard of a member lately; leaders only.
+    /// Whether a question for a read's place would be answered: a leader knows it once it has committed in its term.
     #[must_use]
-    pub fn is_active(&self, id: u64) -> bool {
-        id == self.raw.raft.id
-            || self.raw.raft.prs().get(id).is_some_and(|progress| progress.recent_active)
+    pub fn answers_reads(&self) -> bool {
+        let raft = &self.raw.raft;
+        if self.leads() { raft.commit_to_current_term() } else { raft.leader_id != INVALID_ID }
     }
 
     /// How many of the leader's entries a member is known to have; leaders only.
@@ -458,7 +464,7 @@ struct Memory {
 
 impl Memory {
     fn new(start: Start) -> Self {
-        let Mark { index: first, term: first_term } = start.snapshot;
+        let Mark { index: first, term: first_term } = start.before;
         let mut hard = HardState {
             term: start.vote.term,
             vote: start.vote.vote,

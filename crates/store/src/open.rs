@@ -17,10 +17,10 @@ use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Services, Settings, routes};
 use crate::lessor::Lessor;
-use crate::log::{Log, Recovered, Sizes};
+use crate::log::{Entry, Log, Recovered, Sizes};
 use crate::members::Members;
 use crate::node::{Node, Start};
-use crate::replica::{Refusal, Replica};
+use crate::replica::{KEPT_ENTRIES, Refusal, Replica};
 use crate::snapshot::{self, Mark};
 use crate::state::State;
 use crate::threads::{self, ROUNDS_MAX};
@@ -102,11 +102,14 @@ struct Found {
     applied: Applied,
     log: Log,
     recovered: Recovered,
+    /// The entry before those recovered.
+    before: Mark,
 }
 
 fn find(config: &Config) -> anyhow::Result<Found> {
     let dir = Path::new(&config.data_dir);
-    SystemDisk.create_dir(dir).with_context(|| format!("create {}", dir.display()))?;
+    let snapshots = dir.join("snapshots");
+    SystemDisk.create_dir(&snapshots).with_context(|| format!("create {}", dir.display()))?;
     let boot_id = std::fs::read_to_string(BOOT_ID).unwrap_or_else(|error| {
         tracing::debug!(%error, "no boot id: the state is used only after a clean end");
         String::new()
@@ -117,7 +120,6 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
-    let snapshots = dir.join("snapshots");
     let is_new =
         recovered.entries.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
     if is_new {
@@ -133,7 +135,10 @@ fn find(config: &Config) -> anyhow::Result<Found> {
         }
     };
     let mark = applied.mark;
-    recovered.entries.retain(|entry| entry.index > mark.index);
+    if recovered.entries.iter().any(|entry| entry.index == mark.index && entry.term != mark.term) {
+        // A snapshot came from another history than the log's end, which was never acknowledged.
+        recovered.entries.clear();
+    }
     let first = recovered.entries.first().map_or(recovered.begin.index + 1, |first| first.index);
     if first > mark.index + 1 {
         bail!(
@@ -142,7 +147,20 @@ fn find(config: &Config) -> anyhow::Result<Found> {
             mark.index
         );
     }
-    Ok(Found { identity, state, applied, log, recovered })
+    let before = kept_before(&mut recovered.entries, mark);
+    Ok(Found { identity, state, applied, log, recovered, before })
+}
+
+/// Leaves entries that members a little behind may need, and returns what is before the first of them.
+fn kept_before(entries: &mut Vec<Entry>, mark: Mark) -> Mark {
+    let applied = entries.iter().take_while(|entry| entry.index <= mark.index).count();
+    let first = applied.saturating_sub(KEPT_ENTRIES);
+    if applied == 0 {
+        return mark;
+    }
+    let before = Mark { index: entries[first].index, term: entries[first].term };
+    entries.drain(..=first);
+    before
 }
 
 /// What every member of a new cluster begins with: the same members, at an entry that nobody has to replicate. A member
@@ -172,14 +190,14 @@ fn identity(path: &Path) -> anyhow::Result<Identity> {
 
 /// Starts the threads of a member.
 fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Engine>> {
-    let Found { identity, state, applied, log, recovered } = found;
+    let Found { identity, state, applied, log, recovered, before } = found;
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
         voters: members.voters(),
         learners: members.learners(),
         vote: recovered.vote,
-        snapshot: mark,
+        before,
         entries: recovered.entries,
         applied: mark.index,
         seed: rand::random(),
@@ -205,18 +223,23 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         clock: ctx.clock.clone(),
         identity,
         quota_bytes: config.quota_bytes,
+        disk_reserve_bytes: config.disk_reserve_bytes,
         snapshot_entries: config.snapshot_entries.max(1),
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
         asks: asks.clone(),
         alone: AtomicBool::new(false),
+        leases_term: AtomicU64::new(0),
+        refill: RwLock::new(()),
         term: AtomicU64::new(0),
         committed: AtomicU64::new(mark.index),
         leader: AtomicU64::new(0),
         archived: AtomicI64::new(revision),
         logged_bytes: AtomicU64::new(0),
+        disk_full: AtomicBool::new(false),
     });
     let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
     let (to_archive, kept) = sync_channel(ROUNDS_MAX);
+    let (to_snapshot, wanted) = sync_channel(1);
     let e = engine.clone();
     thread(ctx, "log", move || {
         threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |_| {})
@@ -224,7 +247,9 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     let e = engine.clone();
     thread(ctx, "apply", move || threads::apply_thread(&e, &jobs, &to_archive));
     let e = engine.clone();
-    thread(ctx, "archive", move || threads::archive_thread(&e, &kept));
+    thread(ctx, "archive", move || threads::archive_thread(&e, &kept, &to_snapshot));
+    let e = engine.clone();
+    thread(ctx, "snapshot", move || threads::snapshot_thread(&e, &wanted));
     let (shutdown, stopping) = (ctx.shutdown.clone(), engine.clone());
     ctx.tasks.job(async move {
         shutdown.cancelled().await;

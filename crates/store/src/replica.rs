@@ -16,7 +16,7 @@ use crate::auth::AuthError;
 use crate::log::{Entry, EntryKind, Log, LogError};
 use crate::members::{Change, MemberError, Members, What};
 use crate::mvcc::Error;
-use crate::node::{self, Node, NodeError, Outgoing, Seat};
+use crate::node::{self, ELECTION_TICKS, Node, NodeError, Outgoing, Seat};
 use crate::snapshot::Mark;
 
 /// How long a tick is.
@@ -24,11 +24,11 @@ pub const TICK_MS: u64 = 100;
 /// Ticks after which nobody waits any more: etcd's five seconds and two elections.
 const PATIENCE_TICKS: u64 = 70;
 /// Ticks after which an unanswered read is asked again.
-const READ_TICKS: u64 = 5;
+const READ_TICKS: u64 = 2;
 /// Proposals that may wait for a leader.
 const PARKED_MAX: usize = 4096;
-/// Entries, and bytes of them, kept for members that are a little behind.
-const KEPT_ENTRIES: usize = 10_000;
+/// Entries kept for members that are a little behind, and bytes of them.
+pub const KEPT_ENTRIES: usize = 10_000;
 const KEPT_BYTES: usize = 64 << 20;
 /// A learner is in sync when it has so many of a hundred of the leader's entries.
 const IN_SYNC_PERCENT: u64 = 90;
@@ -48,6 +48,8 @@ pub enum Input {
     Arrived(Mark, Members, Bytes),
     /// An operation to replicate.
     Propose(u64, Vec<u8>),
+    /// An operation that only a leader may propose, now or never: it was decided on what this leader knows.
+    Lead(u64, Vec<u8>),
     /// A change of members to replicate; taken by leaders only.
     Change(u64, Change),
     /// A read that must see all that was acknowledged before.
@@ -156,7 +158,8 @@ pub enum ReplicaError {
 /// Reads on their way: one question to the leader is out at a time, and all that come meanwhile share the next.
 #[derive(Debug, Default)]
 struct Reads {
-    asked: Option<(u64, u64)>,
+    /// The question that is out, the tick at which it was asked, and the leader and term then.
+    asked: Option<(u64, u64, (u64, u64))>,
     asking: Vec<u64>,
     next: Vec<u64>,
     questions: u64,
@@ -179,6 +182,8 @@ pub struct Replica<D: Disk = SystemDisk> {
     reads: Reads,
     /// The last committed entry that was given out.
     given: u64,
+    /// When a member was last heard of.
+    heard: BTreeMap<u64, u64>,
     /// The last snapshot that came, until it is installed.
     arrived: Option<(Mark, Members)>,
 }
@@ -212,6 +217,7 @@ impl<D: Disk> Replica<D> {
             parked: VecDeque::new(),
             reads: Reads { questions: incarnation, ..Reads::default() },
             given: applied,
+            heard: BTreeMap::new(),
             arrived: None,
         }
     }
@@ -226,6 +232,12 @@ impl<D: Disk> Replica<D> {
     #[must_use]
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// Whether this member was removed from the cluster.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.members.removed.contains(&self.id)
     }
 
     /// Whether the disk is full.
@@ -320,6 +332,14 @@ impl<D: Disk> Replica<D> {
                 self.wait(ticket);
                 self.park(ticket, Parked::Operation(data), output);
             }
+            Input::Lead(ticket, data) => {
+                let data = envelope(self.id, ticket, OPERATION, &data);
+                if self.node.leads() && self.node.propose(data).is_ok() {
+                    self.wait(ticket);
+                } else {
+                    output.lost.push((ticket, Refusal::NotLeader));
+                }
+            }
             Input::Change(ticket, change) => match self.check(&change) {
                 Ok(()) => {
                     self.wait(ticket);
@@ -342,8 +362,9 @@ impl<D: Disk> Replica<D> {
 
     fn receive(&mut self, bytes: &Bytes) {
         // A message may be lost, so one that cannot be used may be too.
-        if let Err(error) = self.node.receive(bytes) {
-            tracing::debug!(%error, "a member's message is of no use");
+        match self.node.receive(bytes) {
+            Ok(from) => drop(self.heard.insert(from, self.ticks)),
+            Err(error) => tracing::debug!(%error, "a member's message is of no use"),
         }
     }
 
@@ -412,34 +433,51 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// Whether a change would leave a cluster that can decide.
+    /// Whether a member was heard of within an election's time.
+    #[must_use]
+    pub fn is_active(&self, id: u64) -> bool {
+        let lately = |at: &u64| self.ticks < at + ELECTION_TICKS as u64;
+        id == self.id || self.heard.get(&id).is_some_and(lately)
+    }
+
+    /// Whether a change would leave a cluster that can decide; etcd's rules.
     fn check(&self, change: &Change) -> Result<(), Refusal> {
         self.members.check(change)?;
-        let node = &self.node;
-        if matches!(change.what, Some(What::Publish(_))) {
+        let Some(what) = &change.what else { return Ok(()) };
+        if matches!(what, What::Publish(_)) {
             return Ok(());
         }
-        if !node.leads() {
+        if !self.node.leads() {
             return Err(Refusal::NotLeader);
         }
         let voters = self.members.voters();
-        let active = |id: &&u64| node.is_active(**id);
-        let alive = voters.iter().filter(active).count();
-        match &change.what {
-            Some(What::Add(new)) if !new.is_learner && alive < voters.len() => {
-                return Err(MemberError::Unhealthy.into());
+        let started = |id: &u64| self.members.get(*id).is_some_and(|m| !m.name.is_empty());
+        let quorum = |of: usize| of / 2 + 1;
+        match what {
+            What::Add(new) if !new.is_learner => {
+                let running = voters.iter().filter(|id| started(id)).count();
+                let second = voters.len() == 1 && running == 1;
+                if !second && running < quorum(voters.len() + 1) {
+                    return Err(MemberError::NotEnoughStarted.into());
+                }
+                if voters.iter().any(|id| !self.is_active(*id)) {
+                    return Err(MemberError::Unhealthy.into());
+                }
             }
-            Some(What::Promote(id)) => {
-                let (has, all) = (node.matched(*id), node.matched(self.id));
+            What::Promote(id) => {
+                let (has, all) = (self.node.matched(*id), self.node.matched(self.id));
                 if has * 100 < all * IN_SYNC_PERCENT {
                     return Err(MemberError::LearnerNotReady.into());
                 }
             }
-            Some(What::Remove(id)) if voters.contains(id) => {
-                let left = voters.len() - 1;
-                let alive = voters.iter().filter(|v| *v != id).filter(active).count();
-                if left > 0 && alive < left / 2 + 1 {
+            What::Remove(id) if voters.contains(id) => {
+                let left = || voters.iter().filter(|voter| *voter != id);
+                if left().filter(|id| started(id)).count() < quorum(left().count()) {
                     return Err(MemberError::NotEnoughStarted.into());
+                }
+                let active = left().filter(|id| self.is_active(**id)).count();
+                if self.is_active(*id) && active < quorum(left().count()) {
+                    return Err(MemberError::Unhealthy.into());
                 }
             }
             _ => {}
@@ -501,20 +539,23 @@ impl<D: Disk> Replica<D> {
     }
 
     fn ask_reads(&mut self) {
-        let reads = &mut self.reads;
-        let late = reads.asked.is_some_and(|(_, at)| self.ticks >= at + READ_TICKS);
-        if late {
-            // The question was lost, or the leader could not answer yet.
+        let (reads, node) = (&mut self.reads, &mut self.node);
+        let leader = (node.leader(), node.term());
+        let lost = |&(_, at, asked): &(u64, u64, (u64, u64))| {
+            // On its way, or with a leader that is none any more.
+            self.ticks >= at + READ_TICKS || asked != leader
+        };
+        if reads.asked.as_ref().is_some_and(lost) {
             reads.asked = None;
         }
-        if reads.asked.is_none() {
+        if reads.asked.is_none() && node.answers_reads() {
             reads.asking.append(&mut reads.next);
             let waiting = &self.waiting;
             reads.asking.retain(|ticket| waiting.contains_key(ticket));
             if !reads.asking.is_empty() {
                 reads.questions = reads.questions.wrapping_add(1);
-                reads.asked = Some((reads.questions, self.ticks));
-                self.node.read(reads.questions);
+                reads.asked = Some((reads.questions, self.ticks, leader));
+                node.read(reads.questions);
             }
         }
     }
@@ -522,7 +563,7 @@ impl<D: Disk> Replica<D> {
     fn place_reads(&mut self, answers: &[(u64, u64)]) {
         for &(question, index) in answers {
             // An answer to an older question is too old for those that joined the newer one.
-            if self.reads.asked.is_some_and(|(asked, _)| asked == question) {
+            if self.reads.asked.is_some_and(|(asked, ..)| asked == question) {
                 self.reads.asked = None;
                 self.reads.placed.push_back((index, std::mem::take(&mut self.reads.asking)));
             }

@@ -84,8 +84,7 @@ impl<D: Disk> Writer<D> {
         self.out.write_all(&checksum(self.blocks, &count).to_le_bytes())?;
         self.out.flush()?;
         self.out.get_ref().sync()?;
-        let name = format!("{:016x}-{:016x}.snap", self.mark.index, self.mark.term);
-        self.disk.rename(&self.unfinished, &self.dir.join(name))?;
+        self.disk.rename(&self.unfinished, &self.dir.join(file_name(self.mark)))?;
         self.disk.sync_dir(&self.dir)?;
         for (_, path) in list(&self.disk, &self.dir)?.into_iter().skip(KEPT) {
             self.disk.remove(&path)?;
@@ -166,17 +165,25 @@ pub fn save<D: Disk>(
     archive: &dyn Archive,
 ) -> io::Result<u64> {
     let mut writer = Writer::create(disk, dir, applied.mark)?;
-    writer.block(&applied.mvcc.summary().encode())?;
-    writer.block(&applied.members.encode_to_vec())?;
-    writer.block(&applied.auth.encode_to_vec())?;
-    let mut block = Vec::new();
-    applied.mvcc.records(archive, |at, event| {
-        block.clear();
-        block.extend_from_slice(&record::encode_revision(at));
-        record::encode(event, &mut block);
-        writer.block(&block)
-    })?;
-    writer.finish()
+    let unfinished = writer.unfinished.clone();
+    let mut fill = || {
+        writer.block(&applied.mvcc.summary().encode())?;
+        writer.block(&applied.members.encode_to_vec())?;
+        writer.block(&applied.auth.encode_to_vec())?;
+        let mut block = Vec::new();
+        applied.mvcc.records(archive, |at, event| {
+            block.clear();
+            block.extend_from_slice(&record::encode_revision(at));
+            record::encode(event, &mut block);
+            writer.block(&block)
+        })
+    };
+    fill().and_then(|()| writer.finish()).inspect_err(|_| {
+        // Its space may be what is missing.
+        if let Err(error) = disk.remove(&unfinished) {
+            tracing::debug!(%error, "cannot remove an unfinished snapshot");
+        }
+    })
 }
 
 /// Reads the newest snapshot in `dir` that is whole; an empty state if there never was one.
@@ -235,6 +242,62 @@ pub fn members<D: Disk>(disk: &D, path: &Path) -> io::Result<(Mark, Members)> {
     reader.block()?;
     let members = reader.block()?.and_then(|block| Members::decode(block).ok());
     Ok((reader.mark, members.ok_or_else(|| damaged(path, "its members"))?))
+}
+
+/// What the file of a snapshot is called.
+#[must_use]
+pub fn file_name(mark: Mark) -> String {
+    format!("{:016x}-{:016x}.snap", mark.index, mark.term)
+}
+
+/// Reads a snapshot file in pieces until `take` wants no more.
+///
+/// # Errors
+/// When it is not there, or the disk fails.
+pub fn chunks<D: Disk>(
+    disk: &D,
+    path: &Path,
+    chunk_bytes: usize,
+    mut take: impl FnMut(Bytes) -> bool,
+) -> io::Result<()> {
+    let mut file = disk.open(path)?;
+    loop {
+        let mut chunk = vec![0; chunk_bytes];
+        let read = file.read(&mut chunk)?;
+        chunk.truncate(read);
+        if read == 0 || !take(chunk.into()) {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes the pieces of another member's snapshot to a file in `dir`, checks it and syncs it before it gets its name.
+/// Returns its members.
+///
+/// # Errors
+/// When it is damaged or another snapshot, or the disk fails.
+pub fn receive<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    mark: Mark,
+    pieces: impl Iterator<Item = Bytes>,
+) -> io::Result<Members> {
+    disk.create_dir(dir)?;
+    let unfinished = dir.join("arriving");
+    let mut file = disk.create(&unfinished)?;
+    for piece in pieces {
+        file.write_all(&piece)?;
+    }
+    file.sync()?;
+    let (found, members) = members(disk, &unfinished)?;
+    if found != mark {
+        return Err(damaged(&unfinished, "it is another snapshot than it was said to be"));
+    }
+    let mut reader = Reader::open(disk, &unfinished)?;
+    while reader.block()?.is_some() {}
+    disk.rename(&unfinished, &dir.join(file_name(mark)))?;
+    disk.sync_dir(dir)?;
+    Ok(members)
 }
 
 /// The snapshots in `dir`, newest first.

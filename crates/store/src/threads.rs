@@ -1,10 +1,11 @@
-//! The three threads of a member.
+//! The four threads of a member.
 //!
 //! A request waits for the log thread, which gathers all that wait into one sync; the apply
 //! thread works on what is committed while the next sync runs, tells the watchers, then answers; the
-//! archive thread writes old values and snapshots to disk.
+//! archive thread writes old values to disk, the snapshot thread now and then the whole state.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use daemon::SystemDisk;
 use crate::applied::{Applied, Round};
 use crate::auth::Sessions;
 use crate::engine::{Answer, Ask, Engine, Turn};
+use crate::log;
 use crate::mvcc::Changes;
 use crate::node::Outgoing;
 use crate::replica::{Committed, Input, Output, Refusal, Replica, Said, TICK_MS, Work};
@@ -53,6 +55,15 @@ pub enum Keep {
     Snapshot,
 }
 
+/// Whether a snapshot is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// If the log has grown enough.
+    IfDue,
+    /// Since a member needs it.
+    Now,
+}
+
 #[derive(Debug)]
 enum Waiter {
     Answer(Answer),
@@ -74,6 +85,7 @@ impl Desk {
                 let bytes = data.len();
                 (Waiter::Answer(answer), Input::Propose(ticket, data), bytes)
             }
+            Ask::Lead(data, answer) => (Waiter::Answer(answer), Input::Lead(ticket, data), 0),
             Ask::Change(change, answer) => {
                 (Waiter::Answer(answer), Input::Change(ticket, change), 0)
             }
@@ -132,6 +144,9 @@ pub fn log_thread(
         let output = replica.step(inputs.drain(..), send)?;
         tell(engine, &replica, &output);
         hand_over(output, &mut desk, jobs)?;
+        if replica.is_removed() {
+            anyhow::bail!("this member was removed from the cluster; its data can be deleted");
+        }
         let first = if replica.needs_ticks() {
             let now = engine.clock.monotonic();
             // A thread that was stopped for long does not make up for it: others have moved on.
@@ -223,17 +238,19 @@ pub fn apply_thread(
 fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::Result<Box<Round>> {
     let mut round = Box::<Round>::default();
     let mut replies = Vec::new();
-    let mut leads_anew = false;
+    let mut begun = None;
     {
         let mut applied = engine.applied.write();
         for (committed, answer) in entries {
-            leads_anew |= matches!(committed.what, Said::Nothing);
+            if matches!(committed.what, Said::Nothing) {
+                begun = Some(committed.mark.term);
+            }
             let reply = applied.apply(&committed, &*engine.state, &mut round)?;
             replies.extend(answer.zip(reply));
         }
         applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
     }
-    keep_leases(engine, &round, leads_anew);
+    keep_leases(engine, &round, begun);
     keep_sessions(engine, &round);
     publish(engine, &round.changes);
     for (answer, reply) in replies {
@@ -242,8 +259,9 @@ fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::
     Ok(round)
 }
 
-fn keep_leases(engine: &Engine, round: &Round, leads_anew: bool) {
-    if round.leases.is_empty() && !leads_anew {
+/// Follows the leases. A leader whose first entry is `begun` has applied all that earlier ones did, and begins to count.
+fn keep_leases(engine: &Engine, round: &Round, begun: Option<u64>) {
+    if round.leases.is_empty() && begun.is_none() {
         return;
     }
     let now = engine.clock.monotonic();
@@ -254,8 +272,9 @@ fn keep_leases(engine: &Engine, round: &Round, leads_anew: bool) {
             None => lessor.end(*id),
         }
     }
-    if leads_anew {
+    if let Some(term) = begun {
         lessor.extend_all(now);
+        engine.leases_term.store(term, Ordering::Release);
     }
 }
 
@@ -301,9 +320,6 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
         revision = new.mvcc.revision(),
         "begin again from a snapshot"
     );
-    let (done, wait) = std::sync::mpsc::sync_channel(1);
-    archive.send(Keep::Instead(Box::new(new.clone()), done))?;
-    wait.recv().context("the archive thread has ended")?;
     let revision = new.mvcc.revision();
     let now = engine.clock.monotonic();
     {
@@ -314,7 +330,14 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     // Sessions that began or ended in between are unknown: clients begin new ones.
     engine.tokens.lock().end_all();
     engine.auth_enabled.store(new.auth.enabled, Ordering::Release);
-    *engine.applied.write() = new;
+    {
+        // The new state has all its values in memory; the archive is of use again when it is full.
+        let _refilling = engine.refill.write();
+        *engine.applied.write() = new.clone();
+        let (done, wait) = std::sync::mpsc::sync_channel(1);
+        archive.send(Keep::Instead(Box::new(new), done))?;
+        wait.recv().context("the archive thread has ended")?;
+    }
     let behind = engine.hub.lock().jump(revision);
     for Behind { stream, watch, next } in behind {
         stream.fell_behind(watch, next);
@@ -322,18 +345,19 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     Ok(())
 }
 
-/// Runs the archive thread until the apply thread ends: writes old values to disk and makes
-/// snapshots. Closes the state at the end.
+/// Runs the archive thread until the apply thread ends: writes old values to disk, and has snapshots made. Closes the
+/// state at the end.
 ///
 /// # Errors
 /// When the disk fails.
-pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<()> {
-    let mut last = engine.applied.read().mark;
-    let mut snapshot_bytes = 0;
+pub fn archive_thread(
+    engine: &Engine,
+    kept: &Receiver<Keep>,
+    snapshots: &SyncSender<Wanted>,
+) -> anyhow::Result<()> {
     let mut next = None;
     while let Some(keep) = next.take().or_else(|| kept.recv().ok()) {
-        let mut wanted = false;
-        match keep {
+        let wanted = match keep {
             Keep::Round(mut round) => {
                 while let Ok(more) = kept.try_recv() {
                     match more {
@@ -346,34 +370,59 @@ pub fn archive_thread(engine: &Engine, kept: &Receiver<Keep>) -> anyhow::Result<
                 }
                 engine.state.write(&round)?;
                 engine.archived.store(round.revision, Ordering::Release);
+                engine.look_at_disk();
+                Wanted::IfDue
             }
             Keep::Instead(applied, done) => {
                 engine.state.fill(&applied)?;
                 engine.archived.store(applied.mvcc.revision(), Ordering::Release);
-                last = applied.mark;
                 let _gone = done.send(());
+                continue;
             }
-            Keep::Snapshot => wanted = true,
-        }
-        let mark = engine.applied.read().mark;
-        let entries = mark.index.saturating_sub(last.index);
-        let logged = engine.logged_bytes.load(Ordering::Relaxed);
-        let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
-        if (due && logged >= snapshot_bytes) || (wanted && entries > 0) {
-            engine.logged_bytes.store(0, Ordering::Relaxed);
-            (last, snapshot_bytes) = make_snapshot(engine)?;
-        }
-        if wanted {
-            // A full channel loses it, and it is wanted again.
-            let _lost = engine.ask(Ask::Tell(Input::Snapshot(last)));
-        }
+            Keep::Snapshot => Wanted::Now,
+        };
+        // If one is being made, the next round asks again, and so does whoever wants one.
+        let _busy = snapshots.try_send(wanted);
     }
     engine.state.close()?;
     Ok(())
 }
 
+/// Runs the snapshot thread until the archive thread ends. It has its own, since a large state takes its time.
+///
+/// # Errors
+/// When the disk fails.
+pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Result<()> {
+    let newest = snapshot::list(&SystemDisk, &engine.snapshot_dir)?;
+    let mut last = newest.first().map_or(Mark::default(), |(mark, _)| *mark);
+    let mut snapshot_bytes = 0;
+    while let Ok(wanted) = wanted.recv() {
+        let mark = engine.applied.read().mark;
+        let entries = mark.index.saturating_sub(last.index);
+        let logged = engine.logged_bytes.load(Ordering::Relaxed);
+        let due = entries >= engine.snapshot_entries || logged >= SNAPSHOT_LOG_BYTES;
+        if (due && logged >= snapshot_bytes) || (wanted == Wanted::Now && entries > 0) {
+            engine.logged_bytes.store(0, Ordering::Relaxed);
+            match make_snapshot(engine) {
+                Ok(made) => (last, snapshot_bytes) = made,
+                // The log goes on without it, and as much of it must come before the next try.
+                Err(error) if log::is_full(&error) => {
+                    tracing::warn!(%error, "no room for a snapshot");
+                }
+                Err(error) => return Err(error).context("make a snapshot"),
+            }
+        }
+        if wanted == Wanted::Now {
+            // A full channel loses it, and it is wanted again.
+            let _lost = engine.ask(Ask::Tell(Input::Snapshot(last)));
+        }
+    }
+    Ok(())
+}
+
 /// Writes the applied state to a snapshot file, and has the log forget what two snapshots have.
-fn make_snapshot(engine: &Engine) -> anyhow::Result<(Mark, u64)> {
+fn make_snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
+    let _whole = engine.refill.read();
     let applied = engine.applied.read().clone();
     let bytes = snapshot::save(&SystemDisk, &engine.snapshot_dir, &applied, &*engine.state)?;
     tracing::info!(index = applied.mark.index, bytes, "made a snapshot");

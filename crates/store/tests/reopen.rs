@@ -3,10 +3,13 @@
 
 use store::auth::By;
 use store::engine::Engine;
-use store::mvcc::{Op, Reply};
+use store::mvcc::{Error, Op, Reply};
 use store::{Config, Store};
 use tokio_util::sync::CancellationToken;
-use wire::etcdserverpb::{LeaseGrantRequest, PutRequest, RangeRequest};
+use wire::etcdserverpb::alarm_request::AlarmAction;
+use wire::etcdserverpb::{
+    AlarmRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest,
+};
 
 fn config(dir: &std::path::Path) -> Config {
     Config {
@@ -67,6 +70,39 @@ async fn a_clean_end_and_start_changes_nothing() {
     assert_eq!(value(store.engine(), "k1"), "99");
     put(store.engine(), 100).await;
     assert_eq!(store.engine().header_now().revision, 102);
+    stop(store, ctx).await;
+}
+
+/// A disk with less room than is set aside takes no more puts, but what frees space.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_on_a_full_disk_is_read_only_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Config { disk_reserve_bytes: u64::MAX, ..config(dir.path()) };
+    let ctx = daemon::Context::new(CancellationToken::new());
+    let store = store::open(&full, &ctx).await.unwrap();
+    let engine = store.engine();
+    let put = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+    let op = Op::Put(put);
+    // The disk is looked at when something was written.
+    let mut taken = 0;
+    while engine.propose_growth(&By::Store, &op).await.is_ok() {
+        taken += 1;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(engine.propose_growth(&By::Store, &op).await, Err(Error::NoSpace.into()));
+    assert!(engine.applied.read().mvcc.no_space());
+    let delete = DeleteRangeRequest { key: "k".into(), ..Default::default() };
+    engine.propose(&By::Store, &Op::Delete(delete)).await.unwrap();
+    let deleted = taken.min(1);
+    assert_eq!(engine.header_now().revision, 1 + taken + deleted);
+    stop(store, ctx).await;
+    let (store, ctx) = opened(dir.path()).await;
+    let engine = store.engine();
+    let refused = engine.propose_growth(&By::Store, &op).await;
+    assert_eq!(refused, Err(Error::NoSpace.into()), "the alarm is still up");
+    let disarm = AlarmRequest { action: AlarmAction::Deactivate.into(), ..Default::default() };
+    engine.propose(&By::Store, &Op::Alarm(disarm)).await.unwrap();
+    engine.propose_growth(&By::Store, &op).await.unwrap();
     stop(store, ctx).await;
 }
 

@@ -28,3 +28,8 @@ pub mod mvccpb {
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
+
+/// What the store's members say to each other (`proto/store`).
+pub mod store {
+    tonic::include_proto!("ironclad.store.v1");
+}

@@ -66,6 +66,9 @@ impl Lease for Services {
         let answers = request.into_inner().map(move |request| {
             let id = request?.id;
             let now = services.engine.clock.monotonic();
+            if !services.engine.keeps_leases() {
+                return Err(Refusal::NotLeader.into());
+            }
             let ttl = services.engine.lessor.lock().renew(id, now).unwrap_or(0);
             let header = Some(services.engine.header_now());
             Ok(LeaseKeepAliveResponse { header, id, ttl })

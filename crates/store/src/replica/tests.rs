@@ -33,7 +33,7 @@ fn open(dir: &Path, id: u64, members: &Members, first: Mark) -> Replica {
         voters: members.voters(),
         learners: members.learners(),
         vote: recovered.vote,
-        snapshot: first,
+        before: first,
         entries: recovered.entries,
         applied: first.index,
         seed: id,
@@ -46,7 +46,8 @@ fn one(replica: Replica) -> One {
 }
 
 fn member(id: u64, is_learner: bool) -> Member {
-    Member { id, is_learner, peer_ur_ls: vec![format!("m{id}")], ..Member::default() }
+    let (name, peer_ur_ls) = (format!("m{id}"), vec![format!("http://m{id}")]);
+    Member { id, name, is_learner, peer_ur_ls, ..Member::default() }
 }
 
 impl Group {
