@@ -1,5 +1,6 @@
 //! The state as far as entries were applied, and what a round of them changes. Pure.
 
+use crate::auth::{Auth, Change, Sessions};
 use crate::members::Members;
 use crate::mvcc::{Archive, Changes, Mvcc, Op, Reply, Revision};
 use crate::replica::{Committed, Refusal, ReplicaError, Said};
@@ -12,6 +13,8 @@ pub struct Applied {
     pub mvcc: Mvcc,
     /// Who belongs to the cluster.
     pub members: Members,
+    /// Who may do what.
+    pub auth: Auth,
     /// The entry.
     pub mark: Mark,
 }
@@ -35,6 +38,10 @@ pub struct Round {
     pub alarms: Vec<((u64, i32), bool)>,
     /// The members, if they changed.
     pub members: Option<Members>,
+    /// Users and roles, if they changed.
+    pub auth: Option<Auth>,
+    /// What became of sessions, with the tokens of those that begin.
+    pub sessions: Vec<Sessions>,
 }
 
 impl Applied {
@@ -59,15 +66,33 @@ impl Applied {
                 Some(Ok(Reply::Members))
             }
             Said::Operation(data) => {
-                let op = Op::decode(data.clone());
-                let op = op.map_err(|_| ReplicaError::Entry(committed.mark.index))?;
-                Some(self.operate(&op, archive, round))
+                let op = Op::decode_by(data.clone());
+                let (by, op) = op.map_err(|_| ReplicaError::Entry(committed.mark.index))?;
+                let allowed = self.auth.allow(&by, &op, self.mvcc.leases());
+                Some(match (allowed, &op) {
+                    (Err(error), _) => Err(error.into()),
+                    (Ok(()), Op::Auth(change)) => self.change_auth(change, round),
+                    (Ok(()), op) => self.operate(op, archive, round),
+                })
             }
         };
         round.mark = self.mark;
         round.revision = self.mvcc.revision();
         round.compacted = self.mvcc.compacted();
         Ok(reply)
+    }
+
+    fn change_auth(&mut self, change: &Change, round: &mut Round) -> Result<Reply, Refusal> {
+        let sessions = self.auth.apply(change)?;
+        if let Sessions::Begin(user, secret) = sessions {
+            // The place lets another member know whether it has seen the session begin.
+            let token = format!("{secret}.{}", self.mark.index);
+            round.sessions.push(Sessions::Begin(user, token.clone()));
+            return Ok(Reply::Token(token));
+        }
+        round.sessions.push(sessions);
+        round.auth = Some(self.auth.clone());
+        Ok(Reply::Auth)
     }
 
     fn operate(
@@ -110,5 +135,7 @@ impl Round {
         self.leases.extend(next.leases);
         self.alarms.extend(next.alarms);
         self.members = next.members.or_else(|| self.members.take());
+        self.auth = next.auth.or_else(|| self.auth.take());
+        self.sessions.extend(next.sessions);
     }
 }

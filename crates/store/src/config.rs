@@ -32,6 +32,8 @@ pub struct Config {
     pub snapshot_entries: u64,
     /// Seconds after which an idle watcher is told how far it is, if it asked for that.
     pub watch_progress_s: u64,
+    /// Seconds after its last use when the token of a user ends.
+    pub auth_token_ttl_s: u64,
 }
 
 /// The clients' side.
@@ -76,6 +78,7 @@ impl Default for Config {
             disk_reserve_bytes: 64 << 20,
             snapshot_entries: 100_000,
             watch_progress_s: 600,
+            auth_token_ttl_s: 300,
         }
     }
 }

@@ -17,12 +17,14 @@ use wire::etcdserverpb::{
 };
 
 use crate::applied::Applied;
+use crate::auth::By;
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
 use crate::members::{Change, Members};
 use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check};
 use crate::replica::{Input, Refusal};
 use crate::state::State;
+use crate::tokens::Tokens;
 use crate::watch::Hub;
 
 /// Requests and messages that may wait for the log thread.
@@ -71,6 +73,10 @@ pub struct Engine {
     pub hub: Mutex<Hub<Arc<Sink>>>,
     /// Deadlines of leases.
     pub lessor: Mutex<Lessor>,
+    /// Sessions of users.
+    pub tokens: Mutex<Tokens>,
+    /// Whether callers are checked.
+    pub auth_enabled: AtomicBool,
     /// Time.
     pub clock: Clock,
     /// Who we are.
@@ -109,12 +115,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Replicates an operation and returns what it did.
+    /// Replicates an operation of a caller and returns what it did.
     ///
     /// # Errors
-    /// When the state refuses it, or this member cannot replicate.
-    pub async fn propose(&self, op: &Op) -> Result<Reply, Refusal> {
-        let data = op.encode();
+    /// When the state refuses it, the caller may not do it, or this member cannot replicate.
+    pub async fn propose(&self, by: &By, op: &Op) -> Result<Reply, Refusal> {
+        let data = op.encode_by(by);
         if data.len() > check::REQUEST_BYTES_MAX {
             return Err(Error::RequestTooLarge.into());
         }
@@ -162,7 +168,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::propose`], and when the quota is used up.
-    pub async fn propose_growth(&self, op: &Op) -> Result<Reply, Refusal> {
+    pub async fn propose_growth(&self, by: &By, op: &Op) -> Result<Reply, Refusal> {
         let (full, known) = {
             let applied = self.applied.read();
             let full = applied.mvcc.bytes() as u64 > self.quota_bytes || self.disk_is_full();
@@ -174,12 +180,12 @@ impl Engine {
                 member_id: self.identity.member,
                 alarm: AlarmType::Nospace.into(),
             };
-            self.propose(&Op::Alarm(alarm)).await?;
+            self.propose(&By::Store, &Op::Alarm(alarm)).await?;
         }
         if full || known {
             return Err(Error::NoSpace.into());
         }
-        self.propose(op).await
+        self.propose(by, op).await
     }
 
     /// Whether nothing may grow for want of space. Looks again only if there was none: whoever
@@ -206,17 +212,21 @@ impl Engine {
     /// Answers a range request from the applied state.
     ///
     /// # Errors
-    /// When the revision is compacted or in the future.
-    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
-        self.applied.read().mvcc.range(&*self.state, request)
+    /// When the revision is compacted or in the future, or the caller may not read it.
+    pub fn range(&self, by: &By, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
+        let applied = self.applied.read();
+        applied.auth.read(by, &request.key, &request.range_end)?;
+        Ok(applied.mvcc.range(&*self.state, request)?)
     }
 
     /// Answers a transaction that only reads.
     ///
     /// # Errors
     /// As its ranges.
-    pub fn read(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
-        self.applied.read().mvcc.read(&*self.state, request)
+    pub fn read(&self, by: &By, request: &TxnRequest) -> Result<TxnResponse, Refusal> {
+        let applied = self.applied.read();
+        applied.auth.read_txn(by, request)?;
+        Ok(applied.mvcc.read(&*self.state, request)?)
     }
 
     /// Says who answers, beside the revision that is there.
@@ -300,7 +310,7 @@ impl Engine {
             for id in expired {
                 let (answer, reply) = oneshot::channel();
                 let op = Op::Revoke(LeaseRevokeRequest { id });
-                let asked = self.ask(Ask::Lead(op.encode(), answer));
+                let asked = self.ask(Ask::Lead(op.encode_by(&By::Store), answer));
                 let ended = match asked {
                     Ok(()) => reply.await.unwrap_or(Err(Refusal::Stopped)),
                     Err(refusal) => Err(refusal),

@@ -1,5 +1,6 @@
 //! The etcd v3 services over gRPC: each turns requests into operations and reads of the engine.
 
+mod auth;
 mod cluster;
 pub mod errors;
 mod kv;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use daemon::Channel;
 use tonic::Status;
 use tonic::service::Routes;
+use wire::etcdserverpb::auth_server::AuthServer;
 use wire::etcdserverpb::cluster_server::ClusterServer;
 use wire::etcdserverpb::kv_server::KvServer;
 use wire::etcdserverpb::lease_server::LeaseServer;
@@ -90,6 +92,7 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
         .add_service(LeaseServer::new(services.clone()))
         .add_service(ClusterServer::new(services.clone()))
         .add_service(maintenance)
+        .add_service(AuthServer::new(services.clone()))
         .add_service(health_service)
         .add_service(reflection)
         .prepare())

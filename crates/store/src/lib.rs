@@ -6,6 +6,7 @@
 //! `mvcc`, `watch`, `node`, `members`, `applied` and `lessor` are pure, and `replica` is but for its log.
 
 pub mod applied;
+pub mod auth;
 pub mod bootstrap;
 pub mod config;
 pub mod engine;
@@ -17,12 +18,14 @@ pub mod members;
 pub mod mvcc;
 pub mod node;
 mod open;
+pub mod password;
 pub mod peer;
 pub mod recovery;
 pub mod replica;
 pub mod snapshot;
 pub mod state;
 pub mod threads;
+pub mod tokens;
 pub mod watch;
 
 pub use config::Config;

@@ -76,6 +76,10 @@ pub enum Reply {
     Alarm(AlarmResponse),
     /// To a change of members.
     Members,
+    /// To a change of users and roles.
+    Auth,
+    /// To a session that begins: its token.
+    Token(String),
 }
 
 /// What an operation did.
@@ -180,7 +184,7 @@ impl Mvcc {
                     }),
                     Op::Grant(request) => self.grant(request.id, request.ttl),
                     Op::Alarm(request) => Ok(self.alarm(request)),
-                    Op::Put(_) | Op::Delete(_) | Op::Txn(_) => Err(Error::Corrupt),
+                    Op::Put(_) | Op::Delete(_) | Op::Txn(_) | Op::Auth(_) => Err(Error::Corrupt),
                 };
                 return Outcome { reply: changes, changes: None, removed };
             }

@@ -28,6 +28,7 @@ use crate::replica::{Input, Refusal, Replica};
 use crate::snapshot;
 use crate::state::State;
 use crate::threads::{self, ROUNDS_MAX};
+use crate::tokens::Tokens;
 use crate::watch::Hub;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -259,11 +260,15 @@ fn start(
     let replica = Replica::new((identity.member, incarnation), node, log, members, mark.index);
     let lessor = Lessor::new(applied.mvcc.leases(), ctx.clock.monotonic());
     let revision = applied.mvcc.revision();
+    let auth_enabled = AtomicBool::new(applied.auth.enabled);
+    let token_life = Duration::from_secs(config.auth_token_ttl_s.max(1));
     let engine = Arc::new(Engine {
         applied: RwLock::new(applied),
         state: Arc::new(state),
         hub: Mutex::new(Hub::new(revision)),
         lessor: Mutex::new(lessor),
+        tokens: Mutex::new(Tokens::new(token_life)),
+        auth_enabled,
         clock: ctx.clock.clone(),
         identity,
         quota_bytes: config.quota_bytes,

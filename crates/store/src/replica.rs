@@ -12,6 +12,7 @@ use bytes::{Buf as _, Bytes};
 use daemon::{Disk, SystemDisk};
 use prost::Message as _;
 
+use crate::auth::AuthError;
 use crate::log::{Entry, EntryKind, Log, LogError};
 use crate::members::{Change, MemberError, Members, What};
 use crate::mvcc::Error;
@@ -76,6 +77,9 @@ pub enum Refusal {
     /// The members cannot change so.
     #[error(transparent)]
     Members(#[from] MemberError),
+    /// The caller may not, or users cannot change so.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// It was not committed in time; it may still be.
     #[error("etcdserver: request timed out")]
     Timeout,

@@ -8,11 +8,12 @@ use daemon::{Disk, DiskFile as _, SystemDisk};
 use prost::Message as _;
 
 use crate::applied::Applied;
+use crate::auth::Auth;
 use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Mvcc};
 
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 const MAGIC: &[u8; 6] = b"ICSNP\n";
 /// No block is larger: a value is bounded by the request, a summary by its leases.
 const BLOCK_BYTES_MAX: usize = 256 << 20;
@@ -168,6 +169,7 @@ pub fn save<D: Disk>(
     let mut fill = || {
         writer.block(&applied.mvcc.summary().encode())?;
         writer.block(&applied.members.encode_to_vec())?;
+        writer.block(&applied.auth.encode_to_vec())?;
         let mut block = Vec::new();
         applied.mvcc.records(archive, |at, event| {
             block.clear();
@@ -214,8 +216,10 @@ pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<Applied> {
     let mut reader = Reader::open(disk, path)?;
     let summary = reader.block()?.and_then(|block| Summary::decode(&block));
     let members = reader.block()?.and_then(|block| Members::decode(block).ok());
+    let auth = reader.block()?.and_then(|block| Auth::decode(block).ok());
     let mut mvcc = Mvcc::begin(&summary.ok_or_else(|| damaged(path, "its summary"))?);
     let members = members.ok_or_else(|| damaged(path, "its members"))?;
+    let auth = auth.ok_or_else(|| damaged(path, "its users"))?;
     while let Some(mut block) = reader.block()? {
         if block.len() < REVISION_BYTES {
             return Err(damaged(path, "a record is too short"));
@@ -226,7 +230,7 @@ pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<Applied> {
         };
         mvcc.load(at, &event, false);
     }
-    Ok(Applied { mvcc, members, mark: reader.mark })
+    Ok(Applied { mvcc, members, auth, mark: reader.mark })
 }
 
 /// Reads the members in one snapshot, and its mark.

@@ -14,6 +14,7 @@ use daemon::{Disk as _, SystemDisk};
 use prost::Message as _;
 
 use crate::applied::{Applied, Round};
+use crate::auth::Auth;
 use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Changes, Mvcc, Revision};
@@ -24,6 +25,7 @@ const LEASE: u8 = b'l';
 const ALARM: u8 = b'a';
 const MARK: &[u8] = b"m";
 const MEMBERS: &[u8] = b"p";
+const AUTH: &[u8] = b"u";
 const CACHE_BYTES: u64 = 16 << 20;
 const CLEAN: &str = "clean";
 /// Changes written at once while the state is filled from a snapshot.
@@ -93,6 +95,11 @@ impl State {
         }
         let members = self.db.get(MEMBERS)?.and_then(|bytes| Members::decode(&*bytes).ok());
         let Some(members) = members else { return Ok(None) };
+        let auth = match self.db.get(AUTH)? {
+            Some(bytes) => Auth::decode(&*bytes).ok(),
+            None => Some(Auth::default()),
+        };
+        let Some(auth) = auth else { return Ok(None) };
         let mut mvcc = Mvcc::begin(&summary);
         for item in self.db.scan_prefix([RECORD]) {
             let (key, value) = item?;
@@ -101,7 +108,7 @@ impl State {
             let (Some(at), Some(event)) = (at, event) else { return Ok(None) };
             mvcc.load(at, &event, true);
         }
-        Ok(Some(Applied { mvcc, members, mark }))
+        Ok(Some(Applied { mvcc, members, auth, mark }))
     }
 
     /// Writes a whole state, as a snapshot gives it, over an empty one.
@@ -109,7 +116,7 @@ impl State {
     /// # Errors
     /// When the disk fails.
     pub fn fill(&self, applied: &Applied) -> Result<(), StateError> {
-        let Applied { mvcc, members, mark } = applied;
+        let Applied { mvcc, members, auth, mark } = applied;
         // First, so that a crash leaves no state that looks whole.
         self.db.remove(MARK)?;
         self.db.clear()?;
@@ -130,6 +137,7 @@ impl State {
         self.write(&Round {
             mark: *mark,
             members: Some(members.clone()),
+            auth: Some(auth.clone()),
             revision: summary.revision,
             compacted: summary.compacted,
             leases: summary.leases.iter().map(|(id, ttl)| (*id, Some(*ttl))).collect(),
@@ -169,6 +177,9 @@ impl State {
         }
         if let Some(members) = &round.members {
             batch.insert(MEMBERS, members.encode_to_vec());
+        }
+        if let Some(auth) = &round.auth {
+            batch.insert(AUTH, auth.encode_to_vec());
         }
         batch.insert(MARK, encode_mark(round));
         self.db.apply_batch(batch)?;

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use daemon::SystemDisk;
 
 use crate::applied::{Applied, Round};
+use crate::auth::Sessions;
 use crate::engine::{Answer, Ask, Engine, Turn};
 use crate::lessor::Lessor;
 use crate::log;
@@ -254,6 +255,7 @@ fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::
         engine.members.send_replace(members.clone());
     }
     keep_leases(engine, &round, begun);
+    keep_sessions(engine, &round);
     publish(engine, &round.changes);
     for (answer, reply) in replies {
         drop(answer.send(reply));
@@ -271,6 +273,25 @@ fn keep_leases(engine: &Engine, round: &Round, begun: Option<u64>) {
     lessor.note(&round.leases, begun.is_some(), now);
     if let Some(term) = begun {
         engine.leases_term.store(term, Ordering::Release);
+    }
+}
+
+fn keep_sessions(engine: &Engine, round: &Round) {
+    if let Some(auth) = &round.auth {
+        engine.auth_enabled.store(auth.enabled, Ordering::Release);
+    }
+    if round.sessions.is_empty() {
+        return;
+    }
+    let now = engine.clock.monotonic();
+    let mut tokens = engine.tokens.lock();
+    for change in &round.sessions {
+        match change {
+            Sessions::Stay => {}
+            Sessions::Begin(user, token) => tokens.begin(token.clone(), user.clone(), now),
+            Sessions::End(user) => tokens.end(user),
+            Sessions::EndAll => tokens.end_all(),
+        }
     }
 }
 
@@ -301,6 +322,9 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     let now = engine.clock.monotonic();
     *engine.lessor.lock() = Lessor::new(new.mvcc.leases(), now);
     engine.members.send_replace(new.members.clone());
+    // Sessions that began or ended in between are unknown: clients begin new ones.
+    engine.tokens.lock().end_all();
+    engine.auth_enabled.store(new.auth.enabled, Ordering::Release);
     {
         // The new state has all its values in memory; the archive is of use again when it is full.
         let _refilling = engine.refill.write();

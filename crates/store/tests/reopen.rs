@@ -1,6 +1,7 @@
 //! Everything acknowledged is there again, however the member ended.
 #![allow(clippy::unwrap_used)] // helpers of tests, which the linter does not see as tests
 
+use store::auth::By;
 use store::engine::Engine;
 use store::mvcc::{Error, Op, Reply};
 use store::{Config, Store};
@@ -29,12 +30,12 @@ async fn put(engine: &Engine, n: u32) {
         value: n.to_string().into(),
         ..Default::default()
     };
-    assert!(matches!(engine.propose(&Op::Put(request)).await, Ok(Reply::Put(_))));
+    assert!(matches!(engine.propose(&By::Store, &Op::Put(request)).await, Ok(Reply::Put(_))));
 }
 
 fn value(engine: &Engine, key: &'static str) -> String {
     let request = RangeRequest { key: key.into(), ..Default::default() };
-    let kvs = engine.range(&request).unwrap().kvs;
+    let kvs = engine.range(&By::Store, &request).unwrap().kvs;
     String::from_utf8_lossy(&kvs[0].value).into_owned()
 }
 
@@ -93,24 +94,24 @@ async fn a_member_on_a_full_disk_is_read_only_until_there_is_room() {
     let op = Op::Put(put);
     // The disk is looked at when something was written.
     let mut taken = 0;
-    while engine.propose_growth(&op).await.is_ok() {
+    while engine.propose_growth(&By::Store, &op).await.is_ok() {
         taken += 1;
         tokio::task::yield_now().await;
     }
-    assert_eq!(engine.propose_growth(&op).await, Err(Error::NoSpace.into()));
+    assert_eq!(engine.propose_growth(&By::Store, &op).await, Err(Error::NoSpace.into()));
     assert!(engine.applied.read().mvcc.no_space());
     let delete = DeleteRangeRequest { key: "k".into(), ..Default::default() };
-    engine.propose(&Op::Delete(delete)).await.unwrap();
+    engine.propose(&By::Store, &Op::Delete(delete)).await.unwrap();
     let deleted = taken.min(1);
     assert_eq!(engine.header_now().revision, 1 + taken + deleted);
     stop(store, ctx).await;
     let (store, ctx) = opened(dir.path()).await;
     let engine = store.engine();
-    let refused = engine.propose_growth(&op).await;
+    let refused = engine.propose_growth(&By::Store, &op).await;
     assert_eq!(refused, Err(Error::NoSpace.into()), "the alarm is still up");
     let disarm = AlarmRequest { action: AlarmAction::Deactivate.into(), ..Default::default() };
-    engine.propose(&Op::Alarm(disarm)).await.unwrap();
-    engine.propose_growth(&op).await.unwrap();
+    engine.propose(&By::Store, &Op::Alarm(disarm)).await.unwrap();
+    engine.propose_growth(&By::Store, &op).await.unwrap();
     stop(store, ctx).await;
 }
 
@@ -120,7 +121,7 @@ async fn log_and_snapshots_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let (store, ctx) = opened(dir.path()).await;
     let grant = Op::Grant(LeaseGrantRequest { id: 9, ttl: 600 });
-    store.engine().propose(&grant).await.unwrap();
+    store.engine().propose(&By::Store, &grant).await.unwrap();
     for n in 0..100 {
         put(store.engine(), n).await;
         if n % 10 != 9 {

@@ -14,6 +14,11 @@ pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }
 
+/// Permissions of etcd's users (`proto/etcd`).
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
 /// etcd's key-value pairs and events (`proto/etcd`).
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");

@@ -36,7 +36,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.admin(request).await?;
         let urls = peer_urls(request.peer_ur_ls.clone())?;
         if let Some(leader) = self.leader().await? {
             return ClusterClient::new(leader).member_add(request).await;
@@ -57,7 +57,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.admin(request).await?;
         if let Some(leader) = self.leader().await? {
             return ClusterClient::new(leader).member_remove(request).await;
         }
@@ -70,7 +70,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.admin(request).await?;
         let urls = peer_urls(request.peer_ur_ls.clone())?;
         if let Some(leader) = self.leader().await? {
             return ClusterClient::new(leader).member_update(request).await;
@@ -85,7 +85,8 @@ impl Cluster for Services {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        if request.get_ref().linearizable {
+        let request = self.known(request).await?;
+        if request.linearizable {
             self.engine.turn().await?;
         }
         // Members have no revisions.
@@ -98,7 +99,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.admin(request).await?;
         if let Some(leader) = self.leader().await? {
             return ClusterClient::new(leader).member_promote(request).await;
         }

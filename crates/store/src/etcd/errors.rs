@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use crate::auth::AuthError;
 use crate::members::MemberError;
 use crate::mvcc::Error;
 use crate::replica::Refusal;
@@ -32,11 +33,37 @@ impl From<Refusal> for Status {
         match refusal {
             Refusal::State(error) => status(error),
             Refusal::Members(error) => member_status(error),
+            Refusal::Auth(error) => auth_status(error),
             Refusal::NotLeader => Self::failed_precondition(refusal.to_string()),
             Refusal::TooMany => Self::resource_exhausted(refusal.to_string()),
             Refusal::Timeout | Refusal::Stopped => Self::unavailable(refusal.to_string()),
         }
     }
+}
+
+/// The status of an error of users and permissions.
+#[must_use]
+pub fn auth_status(error: AuthError) -> Status {
+    let code = match error {
+        AuthError::UserEmpty
+        | AuthError::RoleEmpty
+        | AuthError::Failed
+        | AuthError::NotGiven
+        | AuthError::InvalidManagement
+        | AuthError::OldRevision => Code::InvalidArgument,
+        AuthError::Denied => Code::PermissionDenied,
+        AuthError::InvalidToken => Code::Unauthenticated,
+        AuthError::NoPasswordUser => Code::Unknown,
+        _ => Code::FailedPrecondition,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// An error as clients compare it where it is a text: the way Go prints a status.
+#[must_use]
+pub fn as_text(status: &Status) -> String {
+    // Go calls it by the code's name.
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 /// The status of an error of the members.

@@ -18,20 +18,22 @@ impl Kv for Services {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
+        let by = self.by(&request).await?;
         let request = request.into_inner();
         check::range(&request).map_err(status)?;
         if !request.serializable {
             self.engine.turn().await?;
         }
-        let mut response = self.engine.range(&request).map_err(status)?;
+        let mut response = self.engine.range(&by, &request)?;
         self.engine.sign(&mut response.header);
         Ok(Response::new(response))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let by = self.by(&request).await?;
         let request = request.into_inner();
         check::put(&request).map_err(status)?;
-        match self.engine.propose_growth(&Op::Put(request)).await? {
+        match self.engine.propose_growth(&by, &Op::Put(request)).await? {
             Reply::Put(mut response) => {
                 self.engine.sign(&mut response.header);
                 Ok(Response::new(response))
@@ -44,9 +46,10 @@ impl Kv for Services {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let by = self.by(&request).await?;
         let request = request.into_inner();
         check::delete(&request).map_err(status)?;
-        match self.engine.propose(&Op::Delete(request)).await? {
+        match self.engine.propose(&by, &Op::Delete(request)).await? {
             Reply::Delete(mut response) => {
                 self.engine.sign(&mut response.header);
                 Ok(Response::new(response))
@@ -56,18 +59,19 @@ impl Kv for Services {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let by = self.by(&request).await?;
         let request = request.into_inner();
         check::txn(&request).map_err(status)?;
         let mut response = if check::read_only(&request) {
             self.engine.turn().await?;
-            self.engine.read(&request).map_err(status)?
+            self.engine.read(&by, &request)?
         } else {
             let grows = grows(&request);
             let op = Op::Txn(request);
             let reply = if grows {
-                self.engine.propose_growth(&op).await?
+                self.engine.propose_growth(&by, &op).await?
             } else {
-                self.engine.propose(&op).await?
+                self.engine.propose(&by, &op).await?
             };
             match reply {
                 Reply::Txn(response) => response,
@@ -82,7 +86,8 @@ impl Kv for Services {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        match self.engine.propose(&Op::Compact(request.into_inner())).await? {
+        let by = self.by(&request).await?;
+        match self.engine.propose(&by, &Op::Compact(request.into_inner())).await? {
             Reply::Compact(mut response) => {
                 self.engine.sign(&mut response.header);
                 Ok(Response::new(response))

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use wire::etcdserverpb::lease_client::LeaseClient;
@@ -15,6 +16,7 @@ use wire::etcdserverpb::{
 use super::Services;
 use super::errors::{no_leader, wrong_reply};
 use crate::mvcc::{Op, Reply};
+use crate::replica::Refusal;
 
 impl Services {
     /// Gives a lease its full life again: the leader counts it.
@@ -44,11 +46,12 @@ impl Lease for Services {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let by = self.by(&request).await?;
         let mut request = request.into_inner();
         while request.id == 0 {
             request.id = rand::random::<i64>() & i64::MAX;
         }
-        match self.engine.propose_growth(&Op::Grant(request)).await? {
+        match self.engine.propose_growth(&by, &Op::Grant(request)).await? {
             Reply::Grant(mut response) => {
                 self.engine.sign(&mut response.header);
                 Ok(Response::new(response))
@@ -61,7 +64,8 @@ impl Lease for Services {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        match self.engine.propose(&Op::Revoke(request.into_inner())).await? {
+        let by = self.by(&request).await?;
+        match self.engine.propose(&by, &Op::Revoke(request.into_inner())).await? {
             Reply::Revoke(mut response) => {
                 self.engine.sign(&mut response.header);
                 Ok(Response::new(response))
@@ -76,6 +80,8 @@ impl Lease for Services {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<KeepAlives>, Status> {
+        let by = self.by(&request).await?;
+        self.engine.applied.read().auth.known(&by).map_err(Refusal::Auth)?;
         let services = self.clone();
         let ended = services.ctx.shutdown.clone().cancelled_owned();
         let answers = request.into_inner().then(move |request| {
@@ -89,6 +95,7 @@ impl Lease for Services {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let by = self.by(&request).await?;
         let request = request.into_inner();
         let engine = &self.engine;
         if let Some(leader) = self.leader().await? {
@@ -109,6 +116,9 @@ impl Lease for Services {
             response.ttl = left;
             response.granted_ttl = lease.ttl_s;
             if request.keys {
+                for key in &lease.keys {
+                    applied.auth.read(&by, key, &Bytes::new()).map_err(Refusal::Auth)?;
+                }
                 response.keys = lease.keys.iter().cloned().collect();
             }
         }
@@ -117,8 +127,9 @@ impl Lease for Services {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        self.known(request).await?;
         let applied = self.engine.applied.read();
         let leases = applied.mvcc.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
         let header = Some(self.engine.header(applied.mvcc.revision()));

@@ -20,7 +20,7 @@ use super::errors::{not_leader, status, wrong_reply};
 use super::{LEADER_CHECK, LEADER_TIMEOUT, Services, VERSION};
 use crate::engine::Ask;
 use crate::mvcc::{Error, Mvcc, Op, Reply, range};
-use crate::replica::Input;
+use crate::replica::{Input, Refusal};
 
 type Blobs = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
@@ -30,9 +30,12 @@ impl Maintenance for Services {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
+        let by = self.by(&request).await?;
         let request = request.into_inner();
         if request.action() == AlarmAction::Get {
+            self.engine.turn().await?;
             let applied = self.engine.applied.read();
+            applied.auth.known(&by).map_err(Refusal::Auth)?;
             let alarms = applied.mvcc.alarms();
             let alarms = alarms
                 .map(|(member_id, alarm)| AlarmMember { member_id, alarm: alarm.into() })
@@ -40,7 +43,7 @@ impl Maintenance for Services {
             let header = Some(self.engine.header(applied.mvcc.revision()));
             return Ok(Response::new(AlarmResponse { header, alarms }));
         }
-        match self.engine.propose(&Op::Alarm(request)).await? {
+        match self.engine.propose(&by, &Op::Alarm(request)).await? {
             Reply::Alarm(mut response) => {
                 self.engine.sign(&mut response.header);
                 Ok(Response::new(response))
@@ -51,8 +54,9 @@ impl Maintenance for Services {
 
     async fn status(
         &self,
-        _request: Request<StatusRequest>,
+        request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
+        self.known(request).await?;
         let engine = &self.engine;
         let applied = engine.applied.read();
         let size = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -80,13 +84,15 @@ impl Maintenance for Services {
 
     async fn defragment(
         &self,
-        _request: Request<DefragmentRequest>,
+        request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.admin(request).await?;
         // The state's files are cleaned as they are written: there is nothing to do by hand.
         Ok(Response::new(DefragmentResponse { header: Some(self.engine.header_now()) }))
     }
 
-    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.admin(request).await?;
         let (hash, revision, _) = hash(self, 0).await?;
         let header = Some(self.engine.header(revision));
         Ok(Response::new(HashResponse { header, hash }))
@@ -96,7 +102,7 @@ impl Maintenance for Services {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
-        let asked = request.into_inner().revision;
+        let asked = self.admin(request).await?.revision;
         let (hash, revision, compact_revision) = hash(self, asked).await?;
         Ok(Response::new(HashKvResponse {
             header: Some(self.engine.header(revision)),
@@ -108,10 +114,8 @@ impl Maintenance for Services {
 
     type SnapshotStream = Blobs;
 
-    async fn snapshot(
-        &self,
-        _request: Request<SnapshotRequest>,
-    ) -> Result<Response<Blobs>, Status> {
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Blobs>, Status> {
+        self.admin(request).await?;
         Err(Status::unimplemented("streaming a snapshot is not supported yet"))
     }
 
@@ -119,7 +123,8 @@ impl Maintenance for Services {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        let (engine, target) = (&self.engine, request.get_ref().target_id);
+        let target = self.admin(request).await?.target_id;
+        let engine = &self.engine;
         let leader = || engine.leader.load(Ordering::Relaxed);
         if leader() != engine.identity.member {
             return Err(not_leader());
@@ -142,8 +147,9 @@ impl Maintenance for Services {
 
     async fn downgrade(
         &self,
-        _request: Request<DowngradeRequest>,
+        request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        self.admin(request).await?;
         Err(Status::failed_precondition("etcdserver: no downgrade is possible from this version"))
     }
 }

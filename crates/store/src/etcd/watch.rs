@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use prost::Message;
@@ -19,6 +20,9 @@ use wire::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, Watch
 use wire::mvccpb::Event;
 
 use super::Services;
+use super::auth::Credentials;
+use super::errors::as_text;
+use crate::replica::Refusal;
 use crate::watch::{Ticket, Watch};
 
 /// Bytes of events that may wait in one stream; a stream that is slower falls behind.
@@ -94,9 +98,11 @@ impl WatchService for Services {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Responses>, Status> {
+        let credentials = Credentials::of(&request);
         let (sink, receiver) = Sink::new();
         let stream = WatchStream {
             services: self.clone(),
+            credentials,
             sink: sink.clone(),
             watchers: BTreeMap::new(),
             next_id: 0,
@@ -124,6 +130,7 @@ enum Place {
 /// One client's stream.
 struct WatchStream {
     services: Services,
+    credentials: Credentials,
     sink: Arc<Sink>,
     watchers: BTreeMap<i64, Place>,
     next_id: i64,
@@ -149,7 +156,7 @@ impl WatchStream {
                 () = shutdown.cancelled() => break,
                 () = sink.queue.closed() => break,
                 request = requests.next(), if open => match request {
-                    Some(Ok(request)) => self.handle(request),
+                    Some(Ok(request)) => self.handle(request).await,
                     Some(Err(_)) => break,
                     None => open = false, // the client may still listen
                 },
@@ -174,13 +181,27 @@ impl WatchStream {
         }
     }
 
-    fn handle(&mut self, request: WatchRequest) {
+    async fn handle(&mut self, request: WatchRequest) {
         match request.request_union {
-            Some(RequestUnion::CreateRequest(request)) => self.create(&request),
+            Some(RequestUnion::CreateRequest(request)) => match self.may_watch(&request).await {
+                Ok(()) => self.create(&request),
+                Err(refused) => self.refuse(&as_text(&refused.into())),
+            },
             Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => self.progress_asked = true,
             None => {}
         }
+    }
+
+    async fn may_watch(&self, request: &WatchCreateRequest) -> Result<(), Refusal> {
+        let engine = &self.services.engine;
+        if !engine.auth_enabled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let by = self.services.identify(&self.credentials).await?;
+        let first = Bytes::from_static(&[0]); // the smallest key, which no key means here
+        let key = if request.key.is_empty() { &first } else { &request.key };
+        Ok(engine.applied.read().auth.read(&by, key, &request.range_end)?)
     }
 
     fn create(&mut self, request: &WatchCreateRequest) {

@@ -1,11 +1,13 @@
 //! What an entry of the replicated log says, and its bytes: one for the kind, then protobuf.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use wire::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
     PutRequest, TxnRequest,
 };
+
+use crate::auth::{By, Caller, Change};
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -14,6 +16,10 @@ const COMPACT: u8 = 4;
 const GRANT: u8 = 5;
 const REVOKE: u8 = 6;
 const ALARM: u8 = 7;
+const AUTH: u8 = 8;
+/// Before an operation: who proposed it, if not a client that did not say.
+const STORE: u8 = 64;
+const USER: u8 = 65;
 
 /// An operation that changes the state.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +38,8 @@ pub enum Op {
     Revoke(LeaseRevokeRequest),
     /// Raise or clear an alarm.
     Alarm(AlarmRequest),
+    /// Change users and roles.
+    Auth(Change),
 }
 
 /// An entry that is not an operation.
@@ -43,6 +51,9 @@ pub enum OpError {
     /// An entry without a kind.
     #[error("empty operation")]
     Empty,
+    /// Who proposed it does not parse.
+    #[error("operation of nobody")]
+    Caller,
     /// The message does not parse.
     #[error("operation: {0}")]
     Message(#[from] prost::DecodeError),
@@ -60,7 +71,47 @@ impl Op {
             Self::Grant(m) => frame(GRANT, m),
             Self::Revoke(m) => frame(REVOKE, m),
             Self::Alarm(m) => frame(ALARM, m),
+            Self::Auth(m) => frame(AUTH, m),
         }
+    }
+
+    /// The entry's bytes with who proposes it.
+    #[must_use]
+    pub fn encode_by(&self, by: &By) -> Vec<u8> {
+        let op = self.encode();
+        let mut bytes = Vec::with_capacity(op.len() + 32);
+        match by {
+            By::Client(caller) if caller.revision == 0 => return op,
+            By::Store => bytes.push(STORE),
+            By::Client(Caller { user, revision }) => {
+                bytes.push(USER);
+                bytes.put_u64_le(*revision);
+                // A request's size bounds the name far below this.
+                bytes.put_u32_le(u32::try_from(user.len()).unwrap_or(u32::MAX));
+                bytes.put_slice(user.as_bytes());
+            }
+        }
+        bytes.extend_from_slice(&op);
+        bytes
+    }
+
+    /// Reads an entry with who proposed it.
+    ///
+    /// # Errors
+    /// When the entry was not made by [`Op::encode_by`].
+    pub fn decode_by(mut entry: Bytes) -> Result<(By, Self), OpError> {
+        let by = match entry.first() {
+            Some(&STORE) => {
+                entry.advance(1);
+                By::Store
+            }
+            Some(&USER) => {
+                entry.advance(1);
+                By::Client(caller(&mut entry).ok_or(OpError::Caller)?)
+            }
+            _ => By::nobody(),
+        };
+        Ok((by, Self::decode(entry)?))
     }
 
     /// Reads an entry; keys and values are slices of it.
@@ -79,9 +130,20 @@ impl Op {
             GRANT => Self::Grant(LeaseGrantRequest::decode(entry)?),
             REVOKE => Self::Revoke(LeaseRevokeRequest::decode(entry)?),
             ALARM => Self::Alarm(AlarmRequest::decode(entry)?),
+            AUTH => Self::Auth(Change::decode(entry)?),
             other => return Err(OpError::Kind(other)),
         })
     }
+}
+
+fn caller(entry: &mut Bytes) -> Option<Caller> {
+    let revision = entry.try_get_u64_le().ok()?;
+    let len = entry.try_get_u32_le().ok()? as usize;
+    if entry.len() < len {
+        return None;
+    }
+    let user = String::from_utf8(entry.split_to(len).to_vec()).ok()?;
+    Some(Caller { user, revision })
 }
 
 fn frame(kind: u8, message: &impl Message) -> Vec<u8> {
@@ -89,4 +151,23 @@ fn frame(kind: u8, message: &impl Message) -> Vec<u8> {
     bytes.push(kind);
     message.encode_raw(&mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_proposed_an_operation_comes_back_with_it() {
+        let op = Op::Put(PutRequest { key: "k".into(), ..PutRequest::default() });
+        let ann = Caller { user: "ann".into(), revision: 7 };
+        for by in [By::Store, By::nobody(), By::Client(ann)] {
+            let entry = Bytes::from(op.encode_by(&by));
+            assert_eq!(Op::decode_by(entry.clone()).unwrap(), (by, op.clone()));
+            for cut in 0..entry.len() - 3 {
+                assert!(Op::decode_by(entry.slice(..cut)).is_err(), "cut at {cut}");
+            }
+        }
+        assert_eq!(op.encode_by(&By::nobody()), op.encode());
+    }
 }

@@ -1,3 +1,5 @@
+//! Two members that talk over real sockets.
+
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, sync_channel};
 
