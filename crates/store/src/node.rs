@@ -576,11 +576,16 @@ impl Storage for Memory {
     }
 
     /// Where a member behind the entries kept has to begin. The content travels beside the message.
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let fits = |mark: &Mark| mark.index >= request_index && mark.index >= self.before.0;
         let found =
             self.offer.filter(fits).and_then(|mark| Some((mark, self.seats_at(mark.index)?)));
-        let Some((mark, seats)) = found else {
+        // A member refuses a state from before it belonged.
+        let belongs = |(_, seats): &(Mark, ConfState)| {
+            let mut ids = seats.voters.iter().chain(&seats.learners).chain(&seats.voters_outgoing);
+            ids.any(|id| *id == to)
+        };
+        let Some((mark, seats)) = found.filter(belongs) else {
             self.wanted.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };

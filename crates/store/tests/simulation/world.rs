@@ -103,6 +103,34 @@ pub struct Counts {
     pub members: u64,
 }
 
+impl Counts {
+    fn each(&mut self) -> [&mut u64; 9] {
+        [
+            &mut self.crashes,
+            &mut self.partitions,
+            &mut self.leaders,
+            &mut self.writes,
+            &mut self.expired,
+            &mut self.compacted,
+            &mut self.events,
+            &mut self.snapshots,
+            &mut self.members,
+        ]
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        let mut other = *other;
+        for (sum, more) in self.each().into_iter().zip(other.each()) {
+            *sum += *more;
+        }
+    }
+
+    /// How often what happened least happened.
+    pub fn least(mut self) -> u64 {
+        self.each().into_iter().map(|count| *count).min().unwrap_or(0)
+    }
+}
+
 /// The world.
 pub struct World {
     agenda: Agenda<Event>,
@@ -437,7 +465,7 @@ impl World {
     fn trouble(&mut self) {
         let all: Vec<u64> = self.machines.keys().copied().collect();
         let id = self.rng.pick(&all).copied().unwrap_or(1);
-        let kind = self.rng.within(0..15);
+        let kind = self.rng.within(0..16);
         self.note(&[4, id, kind]);
         match kind {
             0..3 => self.crash(id),
@@ -447,7 +475,7 @@ impl World {
                 disk.cut_after(disk.steps() + self.rng.within(1..8));
             }
             4 => self.network.part(&[id], &all),
-            5 => {
+            5 | 15 => {
                 let leader = self.leader().unwrap_or(id);
                 self.counts.partitions += 1;
                 self.network.part(&[leader], &all);
@@ -475,7 +503,7 @@ impl World {
             }
             12 => self.machines[&id].disk.set_free(self.rng.within(0..20_000)),
             13 if all.len() < 7 && self.agenda.now() + BUSY / 4 < TROUBLE => self.join(),
-            _ if all.len() - self.gone.len() > 3 => self.change(What::Remove(id)),
+            14 if all.len() - self.gone.len() > 3 => self.change(What::Remove(id)),
             _ => {}
         }
     }
@@ -500,7 +528,8 @@ impl World {
         let left = self.listeners.iter_mut().filter(|(_, l)| l.at == Some(id));
         for (watcher, listener) in left {
             listener.at = None;
-            self.agenda.after(Duration::from_millis(200), Event::Watch(*watcher));
+            let away = Duration::from_millis(self.rng.within(50..2500));
+            self.agenda.after(away, Event::Watch(*watcher));
         }
     }
 
