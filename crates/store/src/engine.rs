@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use daemon::{Clock, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use wire::etcdserverpb::{
     AlarmType, LeaseRevokeRequest, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
     TxnResponse,
@@ -19,7 +19,7 @@ use wire::etcdserverpb::{
 use crate::applied::Applied;
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
-use crate::members::Change;
+use crate::members::{Change, Members};
 use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check};
 use crate::replica::{Input, Refusal};
 use crate::state::State;
@@ -86,6 +86,8 @@ pub struct Engine {
     pub snapshot_dir: PathBuf,
     /// To the log thread.
     pub asks: SyncSender<Ask>,
+    /// The members, for those who follow their changes.
+    pub members: watch::Sender<Members>,
     /// Whether there are no other members, so that everything acknowledged is applied here.
     pub alone: AtomicBool,
     /// The current term.

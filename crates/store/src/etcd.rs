@@ -8,7 +8,11 @@ mod maintenance;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use daemon::Channel;
+use tonic::Status;
 use tonic::service::Routes;
 use wire::etcdserverpb::cluster_server::ClusterServer;
 use wire::etcdserverpb::kv_server::KvServer;
@@ -18,6 +22,7 @@ use wire::etcdserverpb::watch_server::WatchServer;
 
 use crate::engine::Engine;
 use crate::mvcc::check::REQUEST_BYTES_MAX;
+use crate::peer::Peers;
 
 pub use watch::Sink;
 
@@ -26,22 +31,42 @@ pub const VERSION: &str = "3.6.0";
 /// What a request may take on the wire: etcd's limit with room for the envelope, so that an
 /// oversized request is refused with etcd's own words.
 const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
+/// How long a request waits for somebody to lead, and how often it looks.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const LEADER_CHECK: Duration = Duration::from_millis(20);
 
 /// What the services share.
 #[derive(Clone)]
 pub(crate) struct Services {
     pub(crate) engine: Arc<Engine>,
     pub(crate) ctx: daemon::Context,
-    pub(crate) settings: Arc<Settings>,
+    /// Seconds after which an idle watcher is told how far it is.
+    pub(crate) progress_s: u64,
+    /// Where requests go that only the leader can answer; none where they have been passed on already.
+    pub(crate) pass_on: Option<Peers>,
 }
 
-/// What the services say of this member.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Settings {
-    pub(crate) name: String,
-    pub(crate) client_urls: Vec<String>,
-    pub(crate) peer_urls: Vec<String>,
-    pub(crate) progress_s: u64,
+impl Services {
+    /// Where the leader is, or nothing if that is us. Waits a while if nobody leads.
+    pub(crate) async fn leader(&self) -> Result<Option<Channel>, Status> {
+        let ours = self.engine.identity.member;
+        let looking = async {
+            loop {
+                let leader = self.engine.leader.load(Ordering::Relaxed);
+                if self.engine.keeps_leases() {
+                    return Ok(None);
+                }
+                if leader != 0 && leader != ours {
+                    let peers = self.pass_on.as_ref().ok_or_else(errors::not_leader)?;
+                    if let Some(channel) = peers.channel(leader) {
+                        return Ok(Some(channel));
+                    }
+                }
+                tokio::time::sleep(LEADER_CHECK).await;
+            }
+        };
+        tokio::time::timeout(LEADER_TIMEOUT, looking).await.map_err(|_| errors::no_leader())?
+    }
 }
 
 /// All services of a member, with health and reflection.
@@ -68,4 +93,13 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
         .add_service(health_service)
         .add_service(reflection)
         .prepare())
+}
+
+/// What other members and those that join ask of a member.
+pub(crate) fn peer_routes(services: &Services, peers: &Peers) -> Routes {
+    let services = Services { pass_on: None, ..services.clone() };
+    Routes::new(peers.listener())
+        .add_service(LeaseServer::new(services.clone()))
+        .add_service(ClusterServer::new(services))
+        .prepare()
 }

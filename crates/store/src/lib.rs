@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod config;
 pub mod engine;
 pub mod etcd;
+pub mod join;
 pub mod lessor;
 pub mod log;
 pub mod members;

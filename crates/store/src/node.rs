@@ -580,12 +580,11 @@ impl Storage for Memory {
         let fits = |mark: &Mark| mark.index >= request_index && mark.index >= self.before.0;
         let found =
             self.offer.filter(fits).and_then(|mark| Some((mark, self.seats_at(mark.index)?)));
-        // A member refuses a state from before it belonged.
-        let belongs = |(_, seats): &(Mark, ConfState)| {
-            let mut ids = seats.voters.iter().chain(&seats.learners).chain(&seats.voters_outgoing);
-            ids.any(|id| *id == to)
+        // A member takes no snapshot that does not know it.
+        let known = |seats: &ConfState| {
+            [&seats.voters, &seats.learners, &seats.voters_outgoing].iter().any(|s| s.contains(&to))
         };
-        let Some((mark, seats)) = found.filter(belongs) else {
+        let Some((mark, seats)) = found.filter(|(_, seats)| known(seats)) else {
             self.wanted.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };

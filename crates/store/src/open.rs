@@ -2,27 +2,30 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
-use std::sync::mpsc::sync_channel;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use daemon::{Context, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use wire::etcdserverpb::Member;
 
-use crate::applied::Applied;
 use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
-use crate::etcd::{Services, Settings, routes};
+use crate::etcd::{Services, peer_routes, routes};
+use crate::join;
 use crate::lessor::Lessor;
 use crate::log::Sizes;
-use crate::members::Members;
+use crate::members::{Change, Members, What};
 use crate::node::{Node, Start};
+use crate::peer::{Peers, REMOVED};
 use crate::recovery::{Recovery, recover};
-use crate::replica::{Refusal, Replica};
-use crate::snapshot::{self, Mark};
+use crate::replica::{Input, Refusal, Replica};
+use crate::snapshot;
 use crate::state::State;
 use crate::threads::{self, ROUNDS_MAX};
 use crate::watch::Hub;
@@ -30,6 +33,11 @@ use crate::watch::Hub;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How often a starting member looks whether it leads yet.
 const START_CHECK: Duration = Duration::from_millis(1);
+/// How long a leader that goes down waits for another.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a member that was removed still speaks to the others.
+const FAREWELL: Duration = Duration::from_secs(1);
+const PUBLISH_PAUSE: Duration = Duration::from_millis(500);
 
 /// An open member.
 #[derive(Clone)]
@@ -52,47 +60,143 @@ impl Store {
     }
 }
 
-/// Opens the member in `config.data_dir`, or makes a new cluster of one. When it returns, the
-/// member leads and everything acknowledged before is applied.
+/// Opens the member in `config.data_dir`, or begins a new one. When it returns, somebody leads and everything acknowledged
+/// before is applied.
 ///
 /// # Errors
-/// When the data is damaged or in use, or the disk fails.
+/// When the data is damaged or in use, the disk fails, or the cluster does not want this member.
 pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
-    let (config2, ctx2) = (config.clone(), ctx.clone());
-    let found = ctx.tasks.blocking(move || find(&config2)).await??;
-    let engine = start(found, config, &ctx2)?;
-    let ready = Duration::ZERO;
-    loop {
-        let term = engine.term.load(std::sync::atomic::Ordering::Relaxed);
-        if term > 0 && engine.applied.read().mark.term == term {
-            break;
-        }
-        if ctx.shutdown.is_cancelled() {
-            bail!("stopped while starting");
-        }
-        tokio::time::sleep(START_CHECK.max(ready)).await;
+    let tls = if config.peer.tls == "files" { config.peer.files.client()? } else { None };
+    let begin = join::start(config, tls.as_ref(), ctx).await?;
+    let (identity, joins) = (begin.identity, begin.joins.clone());
+    let config2 = config.clone();
+    let found = ctx.tasks.blocking(move || find(&config2, begin)).await??;
+    // Other members are heard and answered until this one has handed over what it does.
+    let last = CancellationToken::new();
+    let peer_ctx = Context { shutdown: last.clone(), ..ctx.clone() };
+    let (asks, asked) = sync_channel(ASKS_MAX);
+    let snapshots = Path::new(&config.data_dir).join("snapshots");
+    let peers = Peers::new(identity, tls, asks.clone(), snapshots, peer_ctx.clone());
+    let members =
+        if joins.all.is_empty() { found.recovered.applied.members.clone() } else { joins };
+    if members.removed.contains(&identity.member) {
+        bail!(REMOVED);
     }
-    let expiring = engine.clone();
-    ctx.tasks.job({
-        let shutdown = ctx.shutdown.clone();
-        async move {
+    let engine = start(found, config, ctx, (asks, asked), members, peers.clone())?;
+    let pass_on = Some(peers.clone());
+    let services =
+        Services { engine, ctx: ctx.clone(), progress_s: config.watch_progress_s, pass_on };
+    let engine = &services.engine;
+    if config.peer.listen.is_empty() {
+        ensure!(
+            engine.members.borrow().all.len() < 2,
+            "the cluster has other members, but peer.listen is empty"
+        );
+    } else {
+        let tls = match config.peer.tls.as_str() {
+            "files" => config.peer.files.server()?.map(|tls| tls.config()).transpose()?,
+            _ => None,
+        };
+        let listener = daemon::serve::bind(&config.peer.listen, tls.is_some()).await?;
+        tracing::info!(address = %listener.local_addr()?, "serving members");
+        let routes = peer_routes(&services, &peers);
+        ctx.tasks.part("peer", daemon::serve::serve(listener, tls, routes, peer_ctx));
+        let (follower, shutdown) = (engine.clone(), ctx.shutdown.clone());
+        ctx.tasks.part("members", async move {
             tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = expiring.expire_leases() => {}
+                () = shutdown.cancelled() => Ok(()),
+                end = follow(&follower, &peers) => end,
             }
+        });
+    }
+    ctx.tasks.job(end(engine.clone(), ctx.shutdown.clone(), last));
+    until_somebody_leads(engine, ctx).await?;
+    let (working, shutdown) = (engine.clone(), ctx.shutdown.clone());
+    let itself = Member {
+        id: identity.member,
+        name: config.name.clone(),
+        client_ur_ls: config.client.urls()?,
+        ..Member::default()
+    };
+    ctx.tasks.job(async move {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = async { tokio::join!(working.expire_leases(), publish(&working, itself)); } => {}
         }
     });
-    let scheme = if config.client.tls == "files" { "https" } else { "http" };
-    let client_urls = vec![format!("{scheme}://{}", config.client.listen)];
-    let settings = Settings {
-        name: config.name.clone(),
-        client_urls,
-        peer_urls: vec!["http://localhost:2380".to_owned()],
-        progress_s: config.watch_progress_s,
+    Ok(Store { routes: routes(&services).await?, engine: engine.clone() })
+}
+
+async fn until_somebody_leads(engine: &Engine, ctx: &Context) -> anyhow::Result<()> {
+    loop {
+        let term = engine.term.load(Ordering::Relaxed);
+        let led = engine.leader.load(Ordering::Relaxed) != 0;
+        if led && engine.applied.read().mark.term == term {
+            return Ok(());
+        }
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => bail!("stopped while starting"),
+            () = tokio::time::sleep(START_CHECK) => {}
+        }
+    }
+}
+
+/// Tells the transport who belongs to the cluster, until this member does not.
+async fn follow(engine: &Engine, peers: &Peers) -> anyhow::Result<()> {
+    let mut members = engine.members.subscribe();
+    loop {
+        let now = members.borrow_and_update().clone();
+        peers.set(&now)?;
+        if now.removed.contains(&engine.identity.member) {
+            // A leader that leaves says so to the others first.
+            tokio::time::sleep(FAREWELL).await;
+            bail!(REMOVED);
+        }
+        tokio::select! {
+            changed = members.changed() => changed?,
+            () = peers.removed() => bail!(REMOVED),
+        }
+    }
+}
+
+/// Tells the cluster this member's name and where its clients come in, if it knows others.
+async fn publish(engine: &Engine, itself: Member) {
+    let known = |members: &Members| {
+        members
+            .get(itself.id)
+            .is_some_and(|m| (&m.name, &m.client_ur_ls) == (&itself.name, &itself.client_ur_ls))
     };
-    let services =
-        Services { engine: engine.clone(), ctx: ctx.clone(), settings: Arc::new(settings) };
-    Ok(Store { routes: routes(&services).await?, engine })
+    while !known(&engine.applied.read().members) {
+        let change = Change { what: Some(What::Publish(itself.clone())) };
+        if let Err(error) = engine.change(change).await {
+            tracing::debug!(%error, "the members do not know our addresses yet");
+            tokio::time::sleep(PUBLISH_PAUSE).await;
+        }
+    }
+}
+
+/// At the end, hands leadership over if there is anybody to take it, and stops the threads.
+async fn end(engine: Arc<Engine>, shutdown: CancellationToken, last: CancellationToken) {
+    shutdown.cancelled().await;
+    let leads = || engine.leader.load(Ordering::Relaxed) == engine.identity.member;
+    if leads() && !engine.alone.load(Ordering::Acquire) {
+        let handing_over = async {
+            // Nothing hears it if the log thread is gone already, and the wait below ends by itself.
+            let _gone = engine.ask(Ask::Tell(Input::HandOver));
+            while leads() {
+                tokio::time::sleep(START_CHECK).await;
+            }
+        };
+        match tokio::time::timeout(HAND_OVER_TIMEOUT, handing_over).await {
+            Ok(()) => tracing::info!("handed leadership over"),
+            Err(_) => tracing::info!("nobody took leadership over"),
+        }
+    }
+    // If the log thread is gone already, there is nothing to stop.
+    while engine.ask(Ask::Stop) == Err(Refusal::TooMany) {
+        tokio::time::sleep(START_CHECK).await;
+    }
+    last.cancel();
 }
 
 /// What was on disk.
@@ -102,7 +206,7 @@ struct Found {
     recovered: Recovery,
 }
 
-fn find(config: &Config) -> anyhow::Result<Found> {
+fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
     let dir = Path::new(&config.data_dir);
     let snapshots = dir.join("snapshots");
     SystemDisk.create_dir(&snapshots).with_context(|| format!("create {}", dir.display()))?;
@@ -111,10 +215,11 @@ fn find(config: &Config) -> anyhow::Result<Found> {
         String::new()
     });
     let state = State::open(dir, boot_id.trim())?;
-    let identity = identity(&dir.join("member"))?;
     let logs = dir.join("log");
-    if SystemDisk.list(&logs)?.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty() {
-        snapshot::save(&SystemDisk, &snapshots, &first_state(identity, config), &state)?;
+    let is_new =
+        SystemDisk.list(&logs)?.is_empty() && snapshot::list(&SystemDisk, &snapshots)?.is_empty();
+    if is_new && begin.first.mark.index > 0 {
+        snapshot::save(&SystemDisk, &snapshots, &begin.first, &state)?;
     }
     let known = state.load()?;
     let at = known.as_ref().map(|known| known.mark);
@@ -125,36 +230,18 @@ fn find(config: &Config) -> anyhow::Result<Found> {
     if at != Some(recovered.applied.mark) {
         state.fill(&recovered.applied)?;
     }
-    Ok(Found { identity, state, recovered })
-}
-
-/// What every member of a new cluster begins with: the same members, at an entry that nobody has to replicate. A member
-/// that joins later has nothing, and so is sent a snapshot first.
-fn first_state(identity: Identity, config: &Config) -> Applied {
-    let itself = Member { id: identity.member, name: config.name.clone(), ..Member::default() };
-    let members = Members::new(vec![itself]);
-    Applied { members, mark: Mark { index: 1, term: 1 }, ..Applied::default() }
-}
-
-/// Reads who this member is, or makes it up once.
-fn identity(path: &Path) -> anyhow::Result<Identity> {
-    if path.exists() {
-        let text = std::fs::read_to_string(path)?;
-        let mut words = text.split_whitespace();
-        let mut number = || words.next().and_then(|w| u64::from_str_radix(w, 16).ok());
-        if let (Some(1), Some(cluster), Some(member)) = (number(), number(), number()) {
-            return Ok(Identity { cluster, member });
-        }
-        bail!("{}: not a member file of format 1", path.display());
-    }
-    let new = Identity { cluster: rand::random::<u64>() | 1, member: rand::random::<u64>() | 1 };
-    let text = format!("1 {:016x} {:016x}\n", new.cluster, new.member);
-    SystemDisk.replace(path, text.as_bytes())?;
-    Ok(new)
+    Ok(Found { identity: begin.identity, state, recovered })
 }
 
 /// Starts the threads of a member.
-fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Engine>> {
+fn start(
+    found: Found,
+    config: &Config,
+    ctx: &Context,
+    (asks, asked): (SyncSender<Ask>, Receiver<Ask>),
+    known: Members,
+    peers: Peers,
+) -> anyhow::Result<Arc<Engine>> {
     let Found { identity, state, recovered } = found;
     let Recovery { applied, log, vote, before, entries, .. } = recovered;
     let (members, mark) = (applied.members.clone(), applied.mark);
@@ -171,7 +258,6 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     let incarnation: u64 = rand::random();
     let replica = Replica::new((identity.member, incarnation), node, log, members, mark.index);
     let lessor = Lessor::new(applied.mvcc.leases(), ctx.clock.monotonic());
-    let (asks, asked) = sync_channel(ASKS_MAX);
     let revision = applied.mvcc.revision();
     let engine = Arc::new(Engine {
         applied: RwLock::new(applied),
@@ -184,7 +270,8 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
         disk_reserve_bytes: config.disk_reserve_bytes,
         snapshot_entries: config.snapshot_entries.max(1),
         snapshot_dir: Path::new(&config.data_dir).join("snapshots"),
-        asks: asks.clone(),
+        asks,
+        members: watch::Sender::new(known),
         alone: AtomicBool::new(false),
         leases_term: AtomicU64::new(0),
         refill: RwLock::new(()),
@@ -200,7 +287,7 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     let (to_snapshot, wanted) = sync_channel(1);
     let e = engine.clone();
     thread(ctx, "log", move || {
-        threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |_| {})
+        threads::log_thread(&e, replica, incarnation, &asked, &to_apply, &mut |m| peers.send(m))
     });
     let e = engine.clone();
     thread(ctx, "apply", move || threads::apply_thread(&e, &jobs, &to_archive));
@@ -208,14 +295,6 @@ fn start(found: Found, config: &Config, ctx: &Context) -> anyhow::Result<Arc<Eng
     thread(ctx, "archive", move || threads::archive_thread(&e, &kept, &to_snapshot));
     let e = engine.clone();
     thread(ctx, "snapshot", move || threads::snapshot_thread(&e, &wanted));
-    let (shutdown, stopping) = (ctx.shutdown.clone(), engine.clone());
-    ctx.tasks.job(async move {
-        shutdown.cancelled().await;
-        // If the log thread is gone already, there is nothing to stop.
-        while stopping.ask(Ask::Stop) == Err(Refusal::TooMany) {
-            tokio::time::sleep(START_CHECK).await;
-        }
-    });
     Ok(engine)
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use daemon::channel::Pulse;
 use daemon::tls::ClientTls;
-use daemon::{Channel, Context};
+use daemon::{Backoff, Channel, Context};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,9 +44,9 @@ const CHUNKS_MAX: usize = 4;
 /// How long the other side may take to answer at all, and how often it has to show that it lives.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const PULSE: Pulse = Pulse { every: Duration::from_secs(1), timeout: Duration::from_secs(2) };
-/// Pauses after a failure: doubled from the first to the last, each at random up to a half longer.
-const PAUSE_MS: u64 = 50;
-const PAUSE_MS_MAX: u64 = 800;
+/// Pauses after failures, the first and the longest.
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(800);
 /// How long a full log thread is left alone before it is told again.
 const TELL_AGAIN: Duration = Duration::from_millis(1);
 
@@ -54,7 +54,7 @@ const CLUSTER: &str = "ironclad-cluster";
 const FROM: &str = "ironclad-from";
 const TO: &str = "ironclad-to";
 /// What a member hears that was removed while it was away.
-const REMOVED: &str = "the member has been permanently removed from the cluster";
+pub(crate) const REMOVED: &str = "the member has been permanently removed from the cluster";
 
 /// The other members, as far as they can be reached. Clones share them.
 #[derive(Clone)]
@@ -213,34 +213,31 @@ impl Shared {
     }
 
     async fn keep_sending(&self, id: u64, channels: &[Channel], queue: &Arc<Queue>) {
-        let mut failures = 0_u32;
+        let mut pauses = Backoff::new(PAUSE, PAUSE_MAX);
+        let mut told = false;
         for channel in channels.iter().cycle() {
-            let end = self.session(id, channel, queue, &mut failures).await;
+            let (reached, end) = self.session(id, channel, queue).await;
+            if reached {
+                pauses.reset();
+                told = false;
+            }
             self.tell(Input::Unreachable(id)).await;
             let error = end.message();
             let (to, refused) = (hex(id), end.code() == tonic::Code::FailedPrecondition);
             if refused && error == REMOVED {
                 self.removed.cancel();
-            } else if refused && failures == 0 {
+            } else if refused && !told {
                 tracing::warn!(to, error, "a member refuses to listen");
-            } else if failures == 0 {
+            } else if !told {
                 tracing::info!(to, error, "cannot reach a member");
             }
-            let pause = PAUSE_MS_MAX.min(PAUSE_MS << failures.min(8));
-            failures += 1;
-            let spread = rand::random_range(0..=pause / 2);
-            tokio::time::sleep(Duration::from_millis(pause + spread)).await;
+            told = true;
+            tokio::time::sleep(pauses.delay()).await;
         }
     }
 
-    /// Sends what waits until something goes wrong, and returns what.
-    async fn session(
-        &self,
-        id: u64,
-        channel: &Channel,
-        queue: &Arc<Queue>,
-        failures: &mut u32,
-    ) -> Status {
+    /// Sends what waits until something goes wrong, and returns what, and whether the member was reached.
+    async fn session(&self, id: u64, channel: &Channel, queue: &Arc<Queue>) -> (bool, Status) {
         let turn = queue.begin();
         let batches = futures::stream::unfold(queue.clone(), move |queue| async move {
             let messages = queue.next(turn).await?;
@@ -249,13 +246,12 @@ impl Shared {
         let mut client = self.client(channel.clone());
         let call = client.messages(self.signed(id, batches));
         match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
-            Err(_) => Status::deadline_exceeded("no answer in time"),
-            Ok(Err(status)) => status,
+            Err(_) => (false, Status::deadline_exceeded("no answer in time")),
+            Ok(Err(status)) => (false, status),
             Ok(Ok(answer)) => {
                 tracing::info!(to = hex(id), "reached a member");
-                *failures = 0;
                 let end = answer.into_inner().message().await;
-                end.err().unwrap_or_else(|| Status::unavailable("the other side ended"))
+                (true, end.err().unwrap_or_else(|| Status::unavailable("the other side ended")))
             }
         }
     }

@@ -55,6 +55,8 @@ pub enum Input {
     Read(u64),
     /// Leadership shall go to another member.
     Transfer(u64),
+    /// Leadership shall go to whoever is best prepared for it.
+    HandOver,
     /// A member could not be reached.
     Unreachable(u64),
     /// A snapshot has arrived at a member, or has not.
@@ -348,6 +350,11 @@ impl<D: Disk> Replica<D> {
                 self.reads.next.push(ticket);
             }
             Input::Transfer(to) => self.node.transfer(to),
+            Input::HandOver => {
+                if let Some(heir) = self.heir() {
+                    self.node.transfer(heir);
+                }
+            }
             Input::Unreachable(id) => self.node.unreachable(id),
             Input::SnapshotSent(id, arrived) => self.node.snapshot_sent(id, arrived),
             Input::Snapshot(mark) => self.node.offer(mark),
@@ -479,6 +486,14 @@ impl<D: Disk> Replica<D> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The voter that has most of the log, if this member leads.
+    fn heir(&self) -> Option<u64> {
+        let node = &self.node;
+        let others = self.members.voters().into_iter();
+        let ready = others.filter(|id| *id != self.id && node.leads() && self.is_active(*id));
+        ready.max_by_key(|id| node.matched(*id))
     }
 
     /// Gives committed entries out, with who waits for them.

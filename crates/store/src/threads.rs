@@ -250,6 +250,9 @@ fn apply(engine: &Engine, entries: Vec<(Committed, Option<Answer>)>) -> anyhow::
         }
         applied.mvcc.cool(engine.archived.load(Ordering::Acquire));
     }
+    if let Some(members) = &round.members {
+        engine.members.send_replace(members.clone());
+    }
     keep_leases(engine, &round, begun);
     publish(engine, &round.changes);
     for (answer, reply) in replies {
@@ -297,6 +300,7 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     let revision = new.mvcc.revision();
     let now = engine.clock.monotonic();
     *engine.lessor.lock() = Lessor::new(new.mvcc.leases(), now);
+    engine.members.send_replace(new.members.clone());
     {
         // The new state has all its values in memory; the archive is of use again when it is full.
         let _refilling = engine.refill.write();

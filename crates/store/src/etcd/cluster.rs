@@ -1,6 +1,7 @@
-//! The Cluster service of a member alone: it can be listed, not changed.
+//! The Cluster service: who belongs to the cluster, and changes of that.
 
 use tonic::{Request, Response, Status};
+use wire::etcdserverpb::cluster_client::ClusterClient;
 use wire::etcdserverpb::cluster_server::Cluster;
 use wire::etcdserverpb::{
     Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
@@ -9,68 +10,100 @@ use wire::etcdserverpb::{
 };
 
 use super::Services;
-use super::errors::member_status;
-use crate::members::MemberError;
-
-fn unsupported() -> Status {
-    Status::unimplemented("changing the members of the cluster is not supported yet")
-}
+use crate::bootstrap::{check_url, member_id};
+use crate::members::{Change, What};
 
 impl Services {
-    fn itself(&self) -> Member {
-        Member {
-            id: self.engine.identity.member,
-            name: self.settings.name.clone(),
-            peer_ur_ls: self.settings.peer_urls.clone(),
-            client_ur_ls: self.settings.client_urls.clone(),
-            is_learner: false,
-        }
+    async fn change(&self, what: What) -> Result<Vec<Member>, Status> {
+        self.engine.change(Change { what: Some(what) }).await?;
+        Ok(self.engine.applied.read().members.all.clone())
     }
+}
+
+fn peer_urls(urls: Vec<String>) -> Result<Vec<String>, Status> {
+    let checked: Result<Vec<String>, _> = urls.iter().map(|url| check_url(url)).collect();
+    let mut urls = checked.unwrap_or_default();
+    if urls.is_empty() {
+        return Err(Status::invalid_argument("etcdserver: given member URLs are invalid"));
+    }
+    urls.sort();
+    Ok(urls)
 }
 
 #[tonic::async_trait]
 impl Cluster for Services {
     async fn member_add(
         &self,
-        _request: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(unsupported())
+        let request = request.into_inner();
+        let urls = peer_urls(request.peer_ur_ls.clone())?;
+        if let Some(leader) = self.leader().await? {
+            return ClusterClient::new(leader).member_add(request).await;
+        }
+        let second = u64::try_from(self.engine.clock.now().as_second()).unwrap_or(0);
+        let member = Member {
+            id: member_id(&urls, "", Some(second)),
+            peer_ur_ls: urls,
+            is_learner: request.is_learner,
+            ..Member::default()
+        };
+        let members = self.change(What::Add(member.clone())).await?;
+        let header = Some(self.engine.header(0));
+        Ok(Response::new(MemberAddResponse { header, member: Some(member), members }))
     }
 
     async fn member_remove(
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        if request.get_ref().id == self.engine.identity.member {
-            return Err(unsupported());
+        let request = request.into_inner();
+        if let Some(leader) = self.leader().await? {
+            return ClusterClient::new(leader).member_remove(request).await;
         }
-        Err(member_status(MemberError::NotFound))
+        let members = self.change(What::Remove(request.id)).await?;
+        let header = Some(self.engine.header(0));
+        Ok(Response::new(MemberRemoveResponse { header, members }))
     }
 
     async fn member_update(
         &self,
-        _request: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(unsupported())
+        let request = request.into_inner();
+        let urls = peer_urls(request.peer_ur_ls.clone())?;
+        if let Some(leader) = self.leader().await? {
+            return ClusterClient::new(leader).member_update(request).await;
+        }
+        let moved = Member { id: request.id, peer_ur_ls: urls, ..Member::default() };
+        let members = self.change(What::Move(moved)).await?;
+        let header = Some(self.engine.header(0));
+        Ok(Response::new(MemberUpdateResponse { header, members }))
     }
 
     async fn member_list(
         &self,
-        _request: Request<MemberListRequest>,
+        request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        if request.get_ref().linearizable {
+            self.engine.turn().await?;
+        }
         // Members have no revisions.
         let header = Some(self.engine.header(0));
-        Ok(Response::new(MemberListResponse { header, members: vec![self.itself()] }))
+        let members = self.engine.applied.read().members.all.clone();
+        Ok(Response::new(MemberListResponse { header, members }))
     }
 
     async fn member_promote(
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        if request.get_ref().id == self.engine.identity.member {
-            let words = "etcdserver: can only promote a learner member";
-            return Err(Status::failed_precondition(words));
+        let request = request.into_inner();
+        if let Some(leader) = self.leader().await? {
+            return ClusterClient::new(leader).member_promote(request).await;
         }
-        Err(member_status(MemberError::NotFound))
+        let members = self.change(What::Promote(request.id)).await?;
+        let header = Some(self.engine.header(0));
+        Ok(Response::new(MemberPromoteResponse { header, members }))
     }
 }

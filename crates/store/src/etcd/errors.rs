@@ -56,6 +56,18 @@ pub fn member_status(error: MemberError) -> Status {
     Status::new(code, error.to_string())
 }
 
+/// Nobody leads.
+#[must_use]
+pub fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
+/// Somebody else leads.
+#[must_use]
+pub fn not_leader() -> Status {
+    Refusal::NotLeader.into()
+}
+
 /// A reply of another kind than its operation: a mistake of ours.
 #[must_use]
 pub fn wrong_reply() -> Status {

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
+use wire::etcdserverpb::lease_client::LeaseClient;
 use wire::etcdserverpb::lease_server::Lease;
 use wire::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
@@ -12,9 +13,28 @@ use wire::etcdserverpb::{
 };
 
 use super::Services;
-use super::errors::wrong_reply;
+use super::errors::{no_leader, wrong_reply};
 use crate::mvcc::{Op, Reply};
-use crate::replica::Refusal;
+
+impl Services {
+    /// Gives a lease its full life again: the leader counts it.
+    async fn renew(&self, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
+        let ttl = match self.leader().await? {
+            None => {
+                let now = self.engine.clock.monotonic();
+                self.engine.lessor.lock().renew(id, now).unwrap_or(0)
+            }
+            Some(leader) => {
+                let request = futures::stream::iter([LeaseKeepAliveRequest { id }]);
+                let answers = LeaseClient::new(leader).lease_keep_alive(request).await?;
+                let answer = answers.into_inner().message().await?;
+                answer.ok_or_else(no_leader)?.ttl
+            }
+        };
+        let header = Some(self.engine.header_now());
+        Ok(LeaseKeepAliveResponse { header, id, ttl })
+    }
+}
 
 type KeepAlives = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
 
@@ -58,15 +78,9 @@ impl Lease for Services {
     ) -> Result<Response<KeepAlives>, Status> {
         let services = self.clone();
         let ended = services.ctx.shutdown.clone().cancelled_owned();
-        let answers = request.into_inner().map(move |request| {
-            let id = request?.id;
-            let now = services.engine.clock.monotonic();
-            if !services.engine.keeps_leases() {
-                return Err(Refusal::NotLeader.into());
-            }
-            let ttl = services.engine.lessor.lock().renew(id, now).unwrap_or(0);
-            let header = Some(services.engine.header_now());
-            Ok(LeaseKeepAliveResponse { header, id, ttl })
+        let answers = request.into_inner().then(move |request| {
+            let services = services.clone();
+            async move { services.renew(request?.id).await }
         });
         Ok(Response::new(Box::pin(answers.take_until(ended))))
     }
@@ -77,6 +91,12 @@ impl Lease for Services {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
         let engine = &self.engine;
+        if let Some(leader) = self.leader().await? {
+            let mut answer = LeaseClient::new(leader).lease_time_to_live(request).await?;
+            engine.sign(&mut answer.get_mut().header);
+            return Ok(answer);
+        }
+        engine.turn().await?;
         let left = engine.lessor.lock().left_s(request.id, engine.clock.monotonic());
         let applied = engine.applied.read();
         let mut response = LeaseTimeToLiveResponse {

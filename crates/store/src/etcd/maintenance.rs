@@ -16,9 +16,11 @@ use wire::etcdserverpb::{
     StatusResponse,
 };
 
-use super::errors::{status, wrong_reply};
-use super::{Services, VERSION};
+use super::errors::{not_leader, status, wrong_reply};
+use super::{LEADER_CHECK, LEADER_TIMEOUT, Services, VERSION};
+use crate::engine::Ask;
 use crate::mvcc::{Error, Mvcc, Op, Reply, range};
+use crate::replica::Input;
 
 type Blobs = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
@@ -69,7 +71,7 @@ impl Maintenance for Services {
             raft_applied_index: applied.mark.index,
             errors: errors.collect(),
             db_size_in_use: size(in_use),
-            is_learner: false,
+            is_learner: applied.members.learners().contains(&engine.identity.member),
             storage_version: VERSION.to_owned(),
             db_size_quota: size(engine.quota_bytes),
             downgrade_info: None,
@@ -117,12 +119,25 @@ impl Maintenance for Services {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        if request.get_ref().target_id == self.engine.identity.member {
-            return Ok(Response::new(MoveLeaderResponse {
-                header: Some(self.engine.header_now()),
-            }));
+        let (engine, target) = (&self.engine, request.get_ref().target_id);
+        let leader = || engine.leader.load(Ordering::Relaxed);
+        if leader() != engine.identity.member {
+            return Err(not_leader());
         }
-        Err(Status::failed_precondition("etcdserver: bad leader transferee"))
+        if !engine.applied.read().members.voters().contains(&target) {
+            return Err(Status::failed_precondition("etcdserver: bad leader transferee"));
+        }
+        engine.ask(Ask::Tell(Input::Transfer(target)))?;
+        let moving = async {
+            while leader() != target {
+                tokio::time::sleep(LEADER_CHECK).await;
+            }
+        };
+        if tokio::time::timeout(LEADER_TIMEOUT, moving).await.is_err() {
+            let words = "etcdserver: request timed out, leader transfer took too long";
+            return Err(Status::unavailable(words));
+        }
+        Ok(Response::new(MoveLeaderResponse { header: Some(engine.header_now()) }))
     }
 
     async fn downgrade(

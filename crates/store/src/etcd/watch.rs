@@ -132,7 +132,7 @@ struct WatchStream {
 
 impl WatchStream {
     async fn run(mut self, mut requests: Streaming<WatchRequest>) {
-        let period = Duration::from_secs(self.services.settings.progress_s.max(1));
+        let period = Duration::from_secs(self.services.progress_s.max(1));
         let mut progress = tokio::time::interval(period);
         let shutdown = self.services.ctx.shutdown.clone();
         let sink = self.sink.clone();
