@@ -124,3 +124,8 @@ fn a_lease_ended_by_a_follower_is_caught() {
 fn a_snapshot_without_its_last_entry_is_caught() {
     caught(Bug::ShortSnapshot, &["changed", "has", "applied"]);
 }
+
+#[test]
+fn a_lease_renewed_by_a_leader_of_the_past_is_caught() {
+    caught(Bug::BlindRenewal, &["too early"]);
+}

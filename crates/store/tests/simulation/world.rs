@@ -440,9 +440,11 @@ impl World {
     }
 
     fn ask(&mut self, id: u64, ticket: u64, request: Request) {
-        let busy = self.agenda.now() < self.machines[&id].busy_until;
-        let member = self.machines.get_mut(&id).and_then(|m| m.member.as_mut());
-        match member.filter(|_| !busy).map(|member| member.ask(ticket, request)) {
+        let now = self.agenda.now();
+        let machine = self.machines.get_mut(&id).filter(|machine| machine.busy_until <= now);
+        let local = machine.as_ref().map(|machine| machine.now(now)).unwrap_or_default();
+        let member = machine.and_then(|machine| machine.member.as_mut());
+        match member.map(|member| member.ask(ticket, request, local)) {
             Some(Ok(input)) => self.step(id, vec![input]),
             Some(Err(heard)) => self.agenda.after(Duration::ZERO, Event::Answer(ticket, *heard)),
             None => self.agenda.after(Duration::ZERO, Event::Answer(ticket, Heard::Refused)),
