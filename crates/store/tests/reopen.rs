@@ -44,15 +44,24 @@ async fn stop(store: Store, ctx: daemon::Context) {
     ctx.tasks.join().await.unwrap();
 }
 
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for item in std::fs::read_dir(from).unwrap() {
-        let path = item.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).unwrap();
+fn copy(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for item in std::fs::read_dir(from)? {
+        let path = item?.path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap()))?;
+    }
+    Ok(())
+}
+
+/// What a crash of a running member would leave. Snapshots are copied last, as they may only be newer than the log; if one
+/// is replaced meanwhile, all begins again.
+fn crashed(dir: &std::path::Path) -> tempfile::TempDir {
+    loop {
+        let left = tempfile::tempdir().unwrap();
+        let parts = ["log", "snapshots"];
+        if parts.iter().all(|part| copy(&dir.join(part), &left.path().join(part)).is_ok()) {
+            std::fs::copy(dir.join("member"), left.path().join("member")).unwrap();
+            return left;
         }
     }
 }
@@ -117,16 +126,8 @@ async fn log_and_snapshots_are_enough() {
         if n % 10 != 9 {
             continue;
         }
-        // A copy at this instant is what a crash would leave; the member itself goes on.
-        let crashed = tempfile::tempdir().unwrap();
-        for part in ["snapshots", "log"] {
-            let from = dir.path().join(part);
-            if from.exists() {
-                copy(&from, &crashed.path().join(part));
-            }
-        }
-        std::fs::copy(dir.path().join("member"), crashed.path().join("member")).unwrap();
-        let (again, ctx) = opened(crashed.path()).await;
+        let left = crashed(dir.path());
+        let (again, ctx) = opened(left.path()).await;
         let key: &'static str = ["k0", "k1", "k2", "k3", "k4", "k5", "k6"][n as usize % 7];
         assert_eq!(value(again.engine(), key), n.to_string());
         assert_eq!(again.engine().header_now().revision, i64::from(n) + 2);
