@@ -91,7 +91,7 @@ fn a_seed_replays_exactly() {
 
 /// Finds a planted bug within the seeds of CI, by what it must break.
 fn caught(bug: Bug, by: &[&str]) {
-    let found = (0..SEEDS).find_map(|seed| {
+    let found = (0..number("SEEDS").unwrap_or(SEEDS)).find_map(|seed| {
         let (_, found) = run(seed, Some(bug));
         let fits = |text: &String| by.iter().any(|by| text.contains(by));
         found.into_iter().find(fits).map(|text| (seed, text))
@@ -123,9 +123,4 @@ fn a_lease_ended_by_a_follower_is_caught() {
 #[test]
 fn a_snapshot_without_its_last_entry_is_caught() {
     caught(Bug::ShortSnapshot, &["changed", "has", "applied"]);
-}
-
-#[test]
-fn a_lease_renewed_by_a_leader_of_the_past_is_caught() {
-    caught(Bug::BlindRenewal, &["too early"]);
 }

@@ -47,8 +47,6 @@ pub enum Bug {
     FollowerExpiry,
     /// A snapshot says it has one entry more than it has.
     ShortSnapshot,
-    /// A leader renews leases without asking whether it still leads.
-    BlindRenewal,
 }
 
 /// What a client asks.
@@ -258,20 +256,12 @@ impl Member {
     }
 
     /// What a client's request puts in; or the answer at once.
-    pub fn ask(
-        &mut self,
-        ticket: u64,
-        request: Request,
-        now: Duration,
-    ) -> Result<Input, Box<Heard>> {
+    pub fn ask(&mut self, ticket: u64, request: Request) -> Result<Input, Box<Heard>> {
         match request {
             Request::Change(op) => Ok(Input::Propose(ticket, op.encode())),
             Request::Members(change) => Ok(Input::Change(ticket, change)),
             Request::Range(range) if self.bug == Some(Bug::StaleRead) && self.leads() => {
                 Err(Box::new(Heard::Range(self.applied.mvcc.range(&Hot, &range))))
-            }
-            Request::KeepAlive(id) if self.bug == Some(Bug::BlindRenewal) && self.keeps_leases() => {
-                Err(Box::new(Heard::Alive(self.lessor.renew(id, now).is_some())))
             }
             Request::KeepAlive(_) if !self.leads() => Err(Box::new(Heard::Refused)),
             request => {

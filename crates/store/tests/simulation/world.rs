@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use daemon::Disk as _;
+use protobuf::Message as _;
+use raft::eraftpb::{Message, MessageType};
 use store::members::{Change, What};
 use store::mvcc::{Changes, Op};
 use store::replica::{Committed, Input, Said};
@@ -316,7 +318,10 @@ impl World {
     fn take(&mut self, id: u64, effects: Effects) {
         let busy = effects.busy;
         for parcel in effects.parcels {
-            let ways = self.network.send(id, parcel.to);
+            let mut ways = self.network.send(id, parcel.to);
+            if !may_repeat(&parcel.bytes) {
+                ways.truncate(1);
+            }
             if ways.is_empty() && parcel.file.is_some() {
                 let lost = Event::SnapshotSent { at: id, to: parcel.to, arrived: false };
                 self.agenda.after(busy + TICK, lost);
@@ -442,9 +447,8 @@ impl World {
     fn ask(&mut self, id: u64, ticket: u64, request: Request) {
         let now = self.agenda.now();
         let machine = self.machines.get_mut(&id).filter(|machine| machine.busy_until <= now);
-        let local = machine.as_ref().map(|machine| machine.now(now)).unwrap_or_default();
         let member = machine.and_then(|machine| machine.member.as_mut());
-        match member.map(|member| member.ask(ticket, request, local)) {
+        match member.map(|member| member.ask(ticket, request)) {
             Some(Ok(input)) => self.step(id, vec![input]),
             Some(Err(heard)) => self.agenda.after(Duration::ZERO, Event::Answer(ticket, *heard)),
             None => self.agenda.after(Duration::ZERO, Event::Answer(ticket, Heard::Refused)),
@@ -609,4 +613,11 @@ impl World {
             self.agenda.after(Duration::ZERO, Event::Restart(id));
         }
     }
+}
+
+/// Whether a message may come twice: all but a proposal on its way to the leader, which would be
+/// two proposals then. The product's transport sends each message at most once.
+fn may_repeat(bytes: &Bytes) -> bool {
+    let message = Message::parse_from_bytes(bytes).expect("a message of the core");
+    message.get_msg_type() != MessageType::MsgPropose
 }
