@@ -24,6 +24,14 @@ lint:
 deny:
     cargo deny check bans licenses sources
 
+# ten thousand simulated clusters, other ones every day; a failing seed prints itself, `just sim n` replays it
+sim-nightly:
+    FIRST=$(( $(date +%s) / 86400 * 10000 )) SEEDS=10000 cargo test --release -p ironclad-store --test simulation seeds_keep
+
+# one simulated cluster
+sim seed:
+    SEED={{seed}} cargo test -p ironclad-store --test simulation seeds_keep -- --nocapture
+
 # a cluster from this checkout, below ./target/cluster
 up:
     cargo run --bin ironclad -- up --data-dir target/cluster

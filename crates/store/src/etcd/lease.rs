@@ -23,6 +23,11 @@ impl Services {
     async fn renew(&self, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
         let ttl = match self.leader().await? {
             None => {
+                // A leader of the past must not promise what the next one does not know of.
+                self.engine.turn().await?;
+                if !self.engine.keeps_leases() {
+                    return Err(no_leader());
+                }
                 let now = self.engine.clock.monotonic();
                 self.engine.lessor.lock().renew(id, now).unwrap_or(0)
             }

@@ -37,8 +37,8 @@ pub enum Deed {
     Attach(i64),
     /// Renew it.
     KeepAlive(i64),
-    /// Forget history.
-    Compact,
+    /// Forget history but for so many revisions.
+    Compact(i64),
 }
 
 /// One lease as its owner knows it.
@@ -105,14 +105,15 @@ impl Memory {
         let lease = rng.pick(&living).copied();
         match (rng.within(0..100), lease) {
             (0..30, _) => Deed::One(key, Call::Get),
-            (30..55, _) => Deed::One(key, Call::Put(self.fresh())),
+            (30..53, _) => Deed::One(key, Call::Put(self.fresh())),
+            (53..55, _) => Deed::Compact(0),
             (55..60, _) => Deed::One(key, Call::Delete),
             (60..70, _) => {
                 let from = self.seen.get(key).copied().flatten();
                 Deed::One(key, Call::Swap(from, self.fresh()))
             }
             (70..75, _) => Deed::Both(self.fresh(), self.fresh()),
-            (75..80, _) => Deed::Compact,
+            (75..80, _) => Deed::Compact(i64::try_from(rng.within(0..4)).unwrap_or(0)),
             (80..85, _) if busy && living.len() < 4 => {
                 let ttl_s = i64::try_from(rng.within(2..4)).unwrap_or(2);
                 Deed::Grant(i64::try_from(self.fresh()).unwrap_or(1), ttl_s)
@@ -153,8 +154,8 @@ impl Memory {
                 Request::Change(Op::Put(put))
             }
             Deed::KeepAlive(id) => Request::KeepAlive(*id),
-            Deed::Compact => {
-                let revision = (self.revision - 3).max(1);
+            Deed::Compact(kept) => {
+                let revision = (self.revision - kept).max(1);
                 Request::Change(Op::Compact(CompactionRequest { revision, physical: false }))
             }
         };

@@ -250,10 +250,8 @@ impl Member {
 
     /// A message has arrived with the file that it is about, which must be durable before.
     pub fn arrive(&self, mark: Mark, file: &[u8], bytes: Bytes) -> io::Result<Input> {
-        let path = path(mark);
-        self.disk.create_dir(Path::new(SNAPSHOTS))?;
-        self.disk.replace(&path, file)?;
-        let (mark, members) = snapshot::members(&self.disk, &path)?;
+        let pieces = file.chunks(1000).map(Bytes::copy_from_slice);
+        let members = snapshot::receive(&self.disk, Path::new(SNAPSHOTS), mark, pieces)?;
         Ok(Input::Arrived(mark, members, bytes))
     }
 
@@ -313,12 +311,14 @@ impl Member {
     }
 
     fn expired(&mut self, now: Duration) -> Vec<Input> {
-        if !self.keeps_leases() && self.bug != Some(Bug::FollowerExpiry) {
+        let follows = self.bug == Some(Bug::FollowerExpiry);
+        if !self.keeps_leases() && !follows {
             return Vec::new();
         }
         let revoke = |id: i64| {
-            let op = Op::Revoke(LeaseRevokeRequest { id });
-            Input::Propose(OWN | id.cast_unsigned(), op.encode())
+            let ticket = OWN | id.cast_unsigned();
+            let op = Op::Revoke(LeaseRevokeRequest { id }).encode();
+            if follows { Input::Propose(ticket, op) } else { Input::Lead(ticket, op) }
         };
         self.lessor.expired(now).into_iter().map(revoke).collect()
     }
@@ -464,7 +464,7 @@ impl Member {
 }
 
 fn path(mark: Mark) -> PathBuf {
-    Path::new(SNAPSHOTS).join(format!("{:016x}-{:016x}.snap", mark.index, mark.term))
+    Path::new(SNAPSHOTS).join(snapshot::file_name(mark))
 }
 
 /// A cut, drawn.
