@@ -21,6 +21,7 @@ impl Kv for Services {
         let request = request.into_inner();
         check::range(&request).map_err(status)?;
         if !request.serializable {
+            self.votes()?;
             self.engine.turn().await?;
         }
         let mut response = self.engine.range(&request).map_err(status)?;
@@ -29,6 +30,7 @@ impl Kv for Services {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        self.votes()?;
         let request = request.into_inner();
         check::put(&request).map_err(status)?;
         match self.engine.propose_growth(&Op::Put(request)).await? {
@@ -44,6 +46,7 @@ impl Kv for Services {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        self.votes()?;
         let request = request.into_inner();
         check::delete(&request).map_err(status)?;
         match self.engine.propose(&Op::Delete(request)).await? {
@@ -56,6 +59,7 @@ impl Kv for Services {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        self.votes()?;
         let request = request.into_inner();
         check::txn(&request).map_err(status)?;
         let mut response = if check::read_only(&request) {
@@ -82,6 +86,7 @@ impl Kv for Services {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        self.votes()?;
         match self.engine.propose(&Op::Compact(request.into_inner())).await? {
             Reply::Compact(mut response) => {
                 self.engine.sign(&mut response.header);
