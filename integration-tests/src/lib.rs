@@ -7,6 +7,7 @@
 pub mod apart;
 pub mod load;
 pub mod machine;
+pub mod members;
 mod seen;
 pub mod source;
 pub mod vm;

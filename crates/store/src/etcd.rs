@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use daemon::Channel;
-use tonic::Status;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
 use wire::etcdserverpb::auth_server::AuthServer;
 use wire::etcdserverpb::cluster_server::ClusterServer;
 use wire::etcdserverpb::kv_server::KvServer;
@@ -49,6 +50,15 @@ pub(crate) struct Services {
 }
 
 impl Services {
+    /// Refuses what a member that only listens does not do: all but serializable reads and maintenance.
+    pub(crate) fn votes(&self) -> Result<(), Status> {
+        let members = self.engine.members.borrow();
+        match members.get(self.engine.identity.member) {
+            Some(member) if member.is_learner => Err(errors::learner()),
+            _ => Ok(()),
+        }
+    }
+
     /// Where the leader is, or nothing if that is us. Waits a while if nobody leads.
     pub(crate) async fn leader(&self) -> Result<Option<Channel>, Status> {
         let ours = self.engine.identity.member;
@@ -87,10 +97,12 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
         .max_encoding_message_size(usize::MAX);
     let watch = WatchServer::new(services.clone()).max_encoding_message_size(usize::MAX);
     let maintenance = MaintenanceServer::new(services.clone());
+    let asked = services.clone();
+    let votes = move |request: Request<()>| asked.votes().map(|()| request);
     Ok(Routes::new(kv)
-        .add_service(watch)
-        .add_service(LeaseServer::new(services.clone()))
-        .add_service(ClusterServer::new(services.clone()))
+        .add_service(InterceptedService::new(watch, votes.clone()))
+        .add_service(LeaseServer::with_interceptor(services.clone(), votes.clone()))
+        .add_service(ClusterServer::with_interceptor(services.clone(), votes))
         .add_service(maintenance)
         .add_service(AuthServer::new(services.clone()))
         .add_service(health_service)

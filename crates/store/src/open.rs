@@ -36,7 +36,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const START_CHECK: Duration = Duration::from_millis(1);
 /// How long a leader that goes down waits for another.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a member that was removed still speaks to the others.
+/// How long the last messages of a leader that was removed may take: others must hear that its removal is committed.
 const FAREWELL: Duration = Duration::from_secs(1);
 const PUBLISH_PAUSE: Duration = Duration::from_millis(500);
 
@@ -142,17 +142,11 @@ async fn until_somebody_leads(engine: &Engine, ctx: &Context) -> anyhow::Result<
     }
 }
 
-/// Tells the transport who belongs to the cluster, until this member does not.
+/// Tells the transport who belongs to the cluster, until another member says that this one does not.
 async fn follow(engine: &Engine, peers: &Peers) -> anyhow::Result<()> {
     let mut members = engine.members.subscribe();
     loop {
-        let now = members.borrow_and_update().clone();
-        peers.set(&now)?;
-        if now.removed.contains(&engine.identity.member) {
-            // A leader that leaves says so to the others first.
-            tokio::time::sleep(FAREWELL).await;
-            bail!(REMOVED);
-        }
+        peers.set(&members.borrow_and_update())?;
         tokio::select! {
             changed = members.changed() => changed?,
             () = peers.removed() => bail!(REMOVED),
@@ -181,16 +175,18 @@ async fn end(engine: Arc<Engine>, shutdown: CancellationToken, last: Cancellatio
     shutdown.cancelled().await;
     let leads = || engine.leader.load(Ordering::Relaxed) == engine.identity.member;
     if leads() && !engine.alone.load(Ordering::Acquire) {
-        let handing_over = async {
-            // Nothing hears it if the log thread is gone already, and the wait below ends by itself.
-            let _gone = engine.ask(Ask::Tell(Input::HandOver));
-            while leads() {
-                tokio::time::sleep(START_CHECK).await;
+        if engine.ask(Ask::Tell(Input::HandOver)) == Err(Refusal::Stopped) {
+            tokio::time::sleep(FAREWELL).await;
+        } else {
+            let gone = async {
+                while leads() {
+                    tokio::time::sleep(START_CHECK).await;
+                }
+            };
+            match tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await {
+                Ok(()) => tracing::info!("handed leadership over"),
+                Err(_) => tracing::info!("nobody took leadership over"),
             }
-        };
-        match tokio::time::timeout(HAND_OVER_TIMEOUT, handing_over).await {
-            Ok(()) => tracing::info!("handed leadership over"),
-            Err(_) => tracing::info!("nobody took leadership over"),
         }
     }
     // If the log thread is gone already, there is nothing to stop.

@@ -95,6 +95,12 @@ pub fn not_leader() -> Status {
     Refusal::NotLeader.into()
 }
 
+/// A member that only listens was asked for what others do.
+#[must_use]
+pub fn learner() -> Status {
+    Status::unavailable("etcdserver: rpc not supported for learner")
+}
+
 /// A reply of another kind than its operation: a mistake of ours.
 #[must_use]
 pub fn wrong_reply() -> Status {

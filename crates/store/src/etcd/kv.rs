@@ -22,6 +22,7 @@ impl Kv for Services {
         let request = request.into_inner();
         check::range(&request).map_err(status)?;
         if !request.serializable {
+            self.votes()?;
             self.engine.turn().await?;
         }
         let mut response = self.engine.range(&by, &request)?;
@@ -30,6 +31,7 @@ impl Kv for Services {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        self.votes()?;
         let by = self.by(&request).await?;
         let request = request.into_inner();
         check::put(&request).map_err(status)?;
@@ -46,6 +48,7 @@ impl Kv for Services {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        self.votes()?;
         let by = self.by(&request).await?;
         let request = request.into_inner();
         check::delete(&request).map_err(status)?;
@@ -59,6 +62,7 @@ impl Kv for Services {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        self.votes()?;
         let by = self.by(&request).await?;
         let request = request.into_inner();
         check::txn(&request).map_err(status)?;
@@ -86,6 +90,7 @@ impl Kv for Services {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        self.votes()?;
         let by = self.by(&request).await?;
         match self.engine.propose(&by, &Op::Compact(request.into_inner())).await? {
             Reply::Compact(mut response) => {

@@ -1,0 +1,353 @@
+//! A store of several members as real processes: they are killed, handed over, added and removed while clients write.
+#![allow(clippy::disallowed_methods)] // a test as a whole
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use integration_tests::machine;
+use integration_tests::members::{Members, etcdctl, soon};
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::task::JoinSet;
+use wire::etcdserverpb::cluster_client::ClusterClient;
+use wire::etcdserverpb::kv_client::KvClient;
+use wire::etcdserverpb::lease_client::LeaseClient;
+use wire::etcdserverpb::maintenance_client::MaintenanceClient;
+use wire::etcdserverpb::{
+    HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest,
+    MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, PutRequest,
+    RangeRequest, StatusRequest, StatusResponse,
+};
+
+/// The first members.
+const FIRST: [usize; 3] = [0, 1, 2];
+/// Clients that write at the same time, and how long one of them waits for an answer before it asks another member.
+const WRITERS: usize = 4;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Writes that every round must see acknowledged.
+const ROUND_WRITES: usize = 40;
+/// A hand-over takes less than an election: nobody waits for a leader that is gone.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each has three processes that sync a disk.
+    arguments.test_threads = Some(1);
+    let trial = |name: &str, test: fn() -> anyhow::Result<()>| {
+        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    };
+    let trials = vec![
+        trial("store_members_are_killed_and_nothing_is_lost", || machine::block_on(killed())),
+        trial("store_members_come_and_go", || machine::block_on(come_and_go())),
+        trial("etcdctl_looks_at_a_cluster_and_changes_it", || machine::block_on(by_etcdctl()))
+            .with_ignored_flag(!has_etcdctl()),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn has_etcdctl() -> bool {
+    std::process::Command::new("etcdctl").arg("version").output().is_ok()
+}
+
+fn three() -> anyhow::Result<Members> {
+    let mut members = Members::prepare(4)?;
+    for at in FIRST {
+        members.begin(at, "new", &FIRST)?;
+    }
+    Ok(members)
+}
+
+fn channel(endpoint: &str) -> anyhow::Result<daemon::Channel> {
+    daemon::channel::connect(endpoint, None)
+}
+
+async fn put(endpoint: &str, key: &str, value: &str) -> anyhow::Result<()> {
+    let (key, value) = (key.to_owned().into_bytes().into(), value.to_owned().into_bytes().into());
+    let request = PutRequest { key, value, ..PutRequest::default() };
+    let mut client = KvClient::new(channel(endpoint)?);
+    tokio::time::timeout(ANSWER_TIMEOUT, client.put(request)).await??;
+    Ok(())
+}
+
+async fn count(endpoint: &str, prefix: &str) -> anyhow::Result<i64> {
+    let key = prefix.to_owned().into_bytes().into();
+    let range_end = format!("{prefix}~").into_bytes().into();
+    let request = RangeRequest { key, range_end, count_only: true, ..RangeRequest::default() };
+    Ok(KvClient::new(channel(endpoint)?).range(request).await?.into_inner().count)
+}
+
+async fn keys(endpoint: &str, prefix: &str) -> anyhow::Result<Vec<String>> {
+    let key = prefix.to_owned().into_bytes().into();
+    let range_end = format!("{prefix}~").into_bytes().into();
+    let request = RangeRequest { key, range_end, keys_only: true, ..RangeRequest::default() };
+    let mut client = KvClient::new(channel(endpoint)?).max_decoding_message_size(usize::MAX);
+    let answer = client.range(request).await?.into_inner();
+    answer.kvs.iter().map(|kv| Ok(String::from_utf8(kv.key.to_vec())?)).collect()
+}
+
+async fn status(endpoint: &str) -> anyhow::Result<StatusResponse> {
+    let asking = MaintenanceClient::new(channel(endpoint)?);
+    let asking = async move { asking.clone().status(StatusRequest {}).await };
+    Ok(tokio::time::timeout(ANSWER_TIMEOUT, asking).await??.into_inner())
+}
+
+/// Which of these leads, once one does.
+async fn leader(members: &Members, among: &[usize]) -> anyhow::Result<usize> {
+    soon("somebody leads", async || {
+        for at in among {
+            let Ok(status) = status(&members.endpoint(*at)).await else { continue };
+            if status.leader != 0 && status.header.is_some_and(|h| h.member_id == status.leader) {
+                return Ok(*at);
+            }
+        }
+        anyhow::bail!("nobody leads")
+    })
+    .await
+}
+
+/// The hashes of these are equal once they have the same entries.
+async fn agree(members: &Members, among: &[usize]) -> anyhow::Result<()> {
+    soon("all have the same", async || {
+        let mut hashes = Vec::new();
+        for at in among {
+            let mut client = MaintenanceClient::new(channel(&members.endpoint(*at))?);
+            let answer = client.hash_kv(HashKvRequest { revision: 0 }).await?.into_inner();
+            hashes.push((answer.hash, answer.hash_revision));
+        }
+        ensure!(hashes.iter().all(|hash| *hash == hashes[0]), "hashes {hashes:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Clients that write keys of their own, each through the next member when one does not answer.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+    running: JoinSet<Vec<String>>,
+}
+
+impl Writers {
+    fn start(endpoints: &[String]) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let mut running = JoinSet::new();
+        for writer in 0..WRITERS {
+            let (stop, endpoints) = (stop.clone(), endpoints.to_vec());
+            let acknowledged: Arc<AtomicUsize> = Arc::clone(&acknowledged);
+            running.spawn(async move {
+                let (mut keys, mut at) = (Vec::new(), writer);
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let key = format!("w{writer}/{number:06}");
+                    match put(&endpoints[at % endpoints.len()], &key, "x").await {
+                        Ok(()) => {
+                            acknowledged.fetch_add(1, Ordering::Relaxed);
+                            keys.push(key);
+                        }
+                        Err(_) => at += 1,
+                    }
+                }
+                keys
+            });
+        }
+        Self { stop, acknowledged, running }
+    }
+
+    /// Waits until some more writes are acknowledged.
+    async fn go_on(&self, why: &str) -> anyhow::Result<()> {
+        let goal = self.acknowledged.load(Ordering::Relaxed) + ROUND_WRITES;
+        soon(why, async || {
+            let now = self.acknowledged.load(Ordering::Relaxed);
+            ensure!(now >= goal, "{now} writes acknowledged instead of {goal}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// The keys whose writes were acknowledged.
+    async fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.running.join_all().await.concat()
+    }
+}
+
+async fn has_all(endpoint: &str, written: &[String]) -> anyhow::Result<()> {
+    let found = soon("a member reads", async || keys(endpoint, "w").await).await?;
+    let lost: Vec<&String> = written.iter().filter(|k| found.binary_search(k).is_err()).collect();
+    ensure!(lost.is_empty(), "lost at {endpoint}: {lost:?} of {}", written.len());
+    Ok(())
+}
+
+async fn killed() -> anyhow::Result<()> {
+    let mut members = three()?;
+    let endpoints: Vec<String> = FIRST.iter().map(|at| members.endpoint(*at)).collect();
+    let writers = Writers::start(&endpoints);
+    writers.go_on("the cluster begins").await?;
+    for at in FIRST {
+        members.kill(at)?;
+        writers.go_on(&format!("without member {at}")).await?;
+        members.start(at)?;
+        writers.go_on(&format!("with member {at} again")).await?;
+    }
+    // And whoever leads, twice: the followers that are killed first may have been none.
+    for _ in 0..2 {
+        let at = leader(&members, &FIRST).await?;
+        members.kill(at)?;
+        writers.go_on("without its leader").await?;
+        members.start(at)?;
+        soon("it is back", async || status(&members.endpoint(at)).await).await?;
+    }
+    let written = writers.stop().await;
+    for endpoint in &endpoints {
+        has_all(endpoint, &written).await?;
+    }
+    agree(&members, &FIRST).await?;
+    for at in FIRST {
+        members.kill(at)?;
+    }
+    for at in FIRST {
+        members.start(at)?;
+    }
+    for endpoint in &endpoints {
+        has_all(endpoint, &written).await?;
+    }
+    agree(&members, &FIRST).await?;
+    leases(&endpoints).await?;
+    members.check_logs(&["unfinished write"])
+}
+
+/// A lease is granted, renewed and looked at through different members.
+async fn leases(endpoints: &[String]) -> anyhow::Result<()> {
+    let at = |at: usize| channel(&endpoints[at]).map(LeaseClient::new);
+    let grant = LeaseGrantRequest { ttl: 600, id: 7 };
+    soon("a lease is granted", async || Ok(at(0)?.lease_grant(grant).await?)).await?;
+    for through in 0..endpoints.len() {
+        let request = tokio_stream::iter([LeaseKeepAliveRequest { id: 7 }]);
+        let answer = at(through)?.lease_keep_alive(request).await?.into_inner().message().await?;
+        ensure!(
+            answer.as_ref().is_some_and(|a| a.ttl == 600),
+            "renewed through {through}: {answer:?}"
+        );
+        let asked = LeaseTimeToLiveRequest { id: 7, keys: false };
+        let left = at(through)?.lease_time_to_live(asked).await?.into_inner();
+        ensure!((590..=600).contains(&left.ttl), "seen through {through}: {left:?}");
+    }
+    Ok(())
+}
+
+async fn come_and_go() -> anyhow::Result<()> {
+    let mut members = three()?;
+    let first = leader(&members, &FIRST).await?;
+    for number in 0..200 {
+        put(&members.endpoint(first), &format!("data/{number:03}"), "x").await?;
+    }
+
+    // A leader that ends hands over, and writes go on at once.
+    let began = Instant::now();
+    members.terminate(first)?;
+    let others: Vec<usize> = FIRST.into_iter().filter(|at| *at != first).collect();
+    let next = leader(&members, &others).await?;
+    put(&members.endpoint(others[0]), "data/after", "x").await?;
+    ensure!(began.elapsed() < HAND_OVER_MAX, "the hand-over took {:?}", began.elapsed());
+    ensure!(members.ended(first).await?.success(), "it did not end well");
+    ensure!(members.log(first)?.contains("handed leadership over"), "nobody took over");
+    members.start(first)?;
+    soon("it is back", async || status(&members.endpoint(first)).await).await?;
+
+    // A new member learns from a snapshot, through a member that does not lead, and is promoted.
+    let follower = members.endpoint(first);
+    let peer_ur_ls = vec![members.peer_url(3)];
+    let add = MemberAddRequest { peer_ur_ls, is_learner: true };
+    let mut again = add.clone();
+    again.peer_ur_ls.push("https://127.0.0.1:1".to_owned());
+    let mut cluster = ClusterClient::new(channel(&follower)?);
+    let added = cluster.member_add(add).await?.into_inner();
+    let new = added.member.context("no member")?;
+    ensure!(new.is_learner && added.members.len() == 4, "added {:?}", added.members);
+    let again = cluster.member_add(again).await.err().context("it was added twice")?;
+    ensure!(again.message() == "etcdserver: Peer URLs already exists", "{again}");
+    members.begin(3, "existing", &[0, 1, 2, 3])?;
+    let all = [0, 1, 2, 3];
+    soon("it has caught up", async || {
+        let status = status(&members.endpoint(3)).await?;
+        ensure!(status.is_learner, "it votes already");
+        Ok(())
+    })
+    .await?;
+    let refused = count(&members.endpoint(3), "data/").await.err().context("a learner read")?;
+    ensure!(format!("{refused}").contains("rpc not supported for learner"), "{refused}");
+    agree(&members, &all).await?;
+    ensure!(members.log(3)?.contains("begin again from a snapshot"), "no snapshot came");
+    soon("it is promoted", async || {
+        Ok(cluster.clone().member_promote(MemberPromoteRequest { id: new.id }).await?)
+    })
+    .await?;
+    soon("it serves", async || {
+        let found = count(&members.endpoint(3), "data/").await?;
+        ensure!(found == 201, "{found} keys");
+        Ok(())
+    })
+    .await?;
+
+    // The leader itself is removed, and ends.
+    let listed = cluster.member_list(MemberListRequest { linearizable: true }).await?.into_inner();
+    let next_name = Members::name(next);
+    let leaving = listed.members.iter().find(|m| m.name == next_name).context("no such member")?.id;
+    cluster.member_remove(MemberRemoveRequest { id: leaving }).await?;
+    members.ended(next).await?;
+    let said = members.log(next)?;
+    ensure!(said.contains("removed from the cluster"), "it does not say why it ended:\n{said}");
+    let left: Vec<usize> = all.into_iter().filter(|at| *at != next).collect();
+    leader(&members, &left).await?;
+    soon("writes go on", async || put(&members.endpoint(3), "data/last", "x").await).await?;
+    agree(&members, &left).await?;
+    // It does not come back either.
+    members.start(next)?;
+    ensure!(!members.ended(next).await?.success(), "a removed member runs");
+    members.check_logs(&["removed from the cluster"])
+}
+
+async fn by_etcdctl() -> anyhow::Result<()> {
+    let mut members = three()?;
+    leader(&members, &FIRST).await?;
+    let all = members.endpoints();
+    soon("all have told their addresses", async || {
+        let listed = etcdctl(&all, &["member", "list"])?;
+        ensure!(listed.len() == 3 && listed.iter().all(|m| m[1] == "started"), "{listed:?}");
+        ensure!(listed.iter().all(|m| m[4].starts_with("http://127.0.0.1:")), "{listed:?}");
+        Ok(())
+    })
+    .await?;
+    let status = etcdctl(&members.endpoint(0), &["endpoint", "status", "--cluster"])?;
+    ensure!(status.len() == 3, "{status:?}");
+    let follower = status.iter().find(|s| s[4] == "false").context("all lead")?[1].clone();
+    etcdctl(&all, &["move-leader", &follower])?;
+    let status = etcdctl(&all, &["endpoint", "status"])?;
+    let leads = |s: &&Vec<String>| s[4] == "true";
+    ensure!(status.iter().find(leads).is_some_and(|s| s[1] == follower), "{status:?}");
+    etcdctl(&members.endpoint(1), &["put", "key", "value"])?;
+    let read = etcdctl(&members.endpoint(2), &["get", "key"])?.concat();
+    ensure!(read == ["key", "value"], "{read:?}");
+
+    let url = format!("--peer-urls={}", members.peer_url(3));
+    etcdctl(&all, &["member", "add", "m3", &url])?;
+    members.begin(3, "existing", &[0, 1, 2, 3])?;
+    let new = soon("the new member is started", async || {
+        let listed = etcdctl(&all, &["member", "list"])?;
+        let new = listed.into_iter().find(|m| m[2] == "m3" && m[1] == "started");
+        new.context("not started yet")
+    })
+    .await?;
+    soon("it answers", async || etcdctl(&members.endpoint(3), &["get", "key"])).await?;
+    let hashes = etcdctl(&members.endpoint(0), &["endpoint", "hashkv", "--cluster"])?;
+    ensure!(hashes.len() == 4 && hashes.iter().all(|h| h[1] == hashes[0][1]), "{hashes:?}");
+    etcdctl(&all, &["member", "remove", &new[0]])?;
+    members.ended(3).await?;
+    let left = etcdctl(&all, &["member", "list"])?;
+    ensure!(left.len() == 3, "{left:?}");
+    members.check_logs(&["removed from the cluster"])
+}
