@@ -11,8 +11,8 @@ use wire::mvccpb::event::EventType;
 use super::member::{Hot, Member};
 use super::world::World;
 
-/// A write must be acknowledged in so much time before clients stop, when all is well again.
-const PROGRESS: Duration = Duration::from_secs(15);
+/// A write must be acknowledged after this moment: all is well again, and somebody leads.
+const PROGRESS: Duration = Duration::from_secs(13);
 
 /// Everything that is wrong with a world at its end.
 pub fn violations(world: &World) -> Vec<String> {

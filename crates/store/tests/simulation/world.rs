@@ -26,9 +26,9 @@ const TICK: Duration = Duration::from_millis(100);
 const CLIENTS: usize = 4;
 const WATCHERS: u64 = 2;
 /// How long things go wrong, how long clients go on after that, and when all must be quiet.
-const TROUBLE: Duration = Duration::from_secs(12);
-const BUSY: Duration = Duration::from_secs(17);
-const END: Duration = Duration::from_secs(23);
+const TROUBLE: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(15);
+const END: Duration = Duration::from_secs(19);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More space than a member can use up.
 const PLENTY: u64 = 1 << 40;
