@@ -127,6 +127,14 @@ impl Members {
         Ok(())
     }
 
+    /// Removes the data of a member that does not run.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn lose(&self, at: usize) -> anyhow::Result<()> {
+        Ok(std::fs::remove_dir_all(self.dir.path().join(Self::name(at)))?)
+    }
+
     /// Asks a member to end.
     ///
     /// # Errors

@@ -217,6 +217,12 @@ async fn killed() -> anyhow::Result<()> {
     }
     agree(&members, &FIRST).await?;
     leases(&endpoints).await?;
+    // A member that has forgotten its votes does not vote again.
+    members.kill(0)?;
+    members.lose(0)?;
+    members.start(0)?;
+    ensure!(!members.ended(0).await?.success(), "it runs without its data");
+    ensure!(members.log(0)?.contains("has already been bootstrapped"), "it does not say why");
     members.check_logs(&["unfinished write"])
 }
 

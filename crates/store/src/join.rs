@@ -144,9 +144,15 @@ async fn refuse_again(
     for url in others(config)? {
         // Who does not answer may be new, too.
         let Ok((cluster, members)) = ask(&url, tls).await else { continue };
-        let known = members.get(identity.member).is_some_and(|m| !m.client_ur_ls.is_empty());
         ensure!(
-            cluster != identity.cluster || !(known || members.removed.contains(&identity.member)),
+            cluster == identity.cluster,
+            "{url} is of cluster {cluster:x}, but initial_cluster and its token make {:x}; a member \
+             that was added to a cluster needs initial_cluster_state existing",
+            identity.cluster
+        );
+        let known = members.get(identity.member);
+        ensure!(
+            known.is_some_and(|member| member.client_ur_ls.is_empty()),
             "member {:x} has already been bootstrapped, but its data are gone: remove it from the \
              cluster and add it again",
             identity.member

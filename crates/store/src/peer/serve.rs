@@ -1,10 +1,12 @@
 //! The listening side.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use wire::store::peer_server::{Peer, PeerServer};
@@ -14,12 +16,17 @@ use super::{CHUNKS_MAX, CLUSTER, FROM, MESSAGE_BYTES_MAX, Peers, REMOVED, Shared
 use crate::replica::Input;
 use crate::snapshot::{self, Mark};
 
+/// Callers of other clusters that are told of, each once.
+const STRANGERS_MAX: usize = 64;
+
 type Ends = Pin<Box<dyn Stream<Item = Result<Ended, Status>> + Send>>;
 
 /// Hears other members.
 #[derive(Clone)]
 pub struct Listener {
     shared: Arc<Shared>,
+    /// Members of other clusters that were told of.
+    strangers: Arc<Mutex<BTreeSet<(u64, u64)>>>,
     /// One snapshot arrives at a time.
     arriving: Arc<tokio::sync::Mutex<()>>,
 }
@@ -28,7 +35,11 @@ impl Peers {
     /// The service for other members.
     #[must_use]
     pub fn listener(&self) -> PeerServer<Listener> {
-        let listener = Listener { shared: self.shared.clone(), arriving: Arc::default() };
+        let listener = Listener {
+            shared: self.shared.clone(),
+            strangers: Arc::default(),
+            arriving: Arc::default(),
+        };
         PeerServer::new(listener).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 }
@@ -43,7 +54,9 @@ impl Listener {
         };
         if cluster != ours.cluster {
             let (theirs, ours) = (hex(cluster), hex(ours.cluster));
-            tracing::warn!(from = hex(from), theirs, ours, "a member of another cluster calls");
+            if self.is_new_stranger(cluster, from) {
+                tracing::warn!(from = hex(from), theirs, ours, "a member of another cluster calls");
+            }
             let words = format!("cluster ID mismatch: this is {ours}, not {theirs}");
             return Err(Status::failed_precondition(words));
         }
@@ -56,6 +69,12 @@ impl Listener {
             return Err(Status::failed_precondition(words));
         }
         Ok(from)
+    }
+
+    /// Whether a caller of another cluster is worth a line: it calls again and again.
+    fn is_new_stranger(&self, cluster: u64, from: u64) -> bool {
+        let mut strangers = self.strangers.lock();
+        strangers.len() < STRANGERS_MAX && strangers.insert((cluster, from))
     }
 
     async fn hear(self, mut batches: Streaming<Batch>) -> Result<Ended, Status> {
