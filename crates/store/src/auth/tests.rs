@@ -1,3 +1,5 @@
+//! Users and roles by etcd's rules.
+
 use super::*;
 
 fn did(auth: &mut Auth, what: What) -> Result<Sessions, AuthError> {
