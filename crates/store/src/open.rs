@@ -72,14 +72,18 @@ pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
         }
         tokio::time::sleep(START_CHECK.max(ready)).await;
     }
-    let expiring = engine.clone();
-    ctx.tasks.job({
-        let shutdown = ctx.shutdown.clone();
-        async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = expiring.expire_leases() => {}
-            }
+    let (expiring, compacting) = (engine.clone(), engine.clone());
+    let keep = config.auto_compaction.keep()?;
+    let shutdown = ctx.shutdown.clone();
+    ctx.tasks.job(async move {
+        let compact = async {
+            compacting.compact_by_itself(keep).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = expiring.expire_leases() => {}
+            () = compact => {}
         }
     });
     let scheme = if config.client.tls == "files" { "https" } else { "http" };
