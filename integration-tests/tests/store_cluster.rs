@@ -40,6 +40,7 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("store_members_are_killed_and_nothing_is_lost", || machine::block_on(killed())),
+        trial("store_is_saved_and_restored_elsewhere", || machine::block_on(restored())),
         trial("store_members_come_and_go", || machine::block_on(come_and_go())),
         trial("etcdctl_looks_at_a_cluster_and_changes_it", || machine::block_on(by_etcdctl()))
             .with_ignored_flag(!has_etcdctl()),
@@ -356,4 +357,54 @@ async fn by_etcdctl() -> anyhow::Result<()> {
     let left = etcdctl(&all, &["member", "list"])?;
     ensure!(left.len() == 3, "{left:?}");
     members.check_logs(&["removed from the cluster"])
+}
+
+/// A backup of one cluster becomes another, whose revisions are beyond all that were ever seen.
+async fn restored() -> anyhow::Result<()> {
+    let members = three()?;
+    let endpoint = members.endpoint(1);
+    soon("a first write", async || put(&endpoint, "kept/0", "x").await).await?;
+    for n in 1..30 {
+        put(&endpoint, &format!("kept/{n}"), "x").await?;
+    }
+    let dir = tempfile::tempdir()?;
+    let (file, data) = (dir.path().join("backup"), dir.path().join("data"));
+    let (file, data) = (file.display().to_string(), format!("data_dir={}", data.display()));
+    let tool = integration_tests::program("ironclad-store")?.display().to_string();
+    if has_etcdctl() {
+        etcdctl(&endpoint, &["snapshot", "save", &file])?;
+        machine::output(&tool, &["snapshot", "verify", &file])?;
+        std::fs::remove_file(&file)?;
+    }
+    let listen = endpoint.rsplit('/').next().unwrap_or(&endpoint);
+    let from = format!("client.listen={listen}");
+    machine::output(&tool, &["snapshot", "save", &file, "--set", &from])?;
+    let cut = std::fs::read(&file)?;
+    std::fs::write(format!("{file}.cut"), &cut[..cut.len() - 1])?;
+    let refused = machine::output(&tool, &["snapshot", "verify", &format!("{file}.cut")]);
+    ensure!(refused.is_err(), "a cut backup is called whole");
+    let restore = ["snapshot", "restore", &file, "--raise", "5000", "--set", &data];
+    machine::output(&tool, &restore)?;
+    ensure!(machine::output(&tool, &restore).is_err(), "restored over a store");
+    drop(members);
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let listen = format!("client.listen=127.0.0.1:{port}");
+    let mut child = std::process::Command::new(&tool)
+        .args(["--set", &data, "--set", &listen, "--set", "client.tls=none"])
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let looked = async {
+        let found = soon("the restored store answers", async || count(&endpoint, "kept/").await);
+        ensure!(found.await? == 30, "keys are missing");
+        let status = MaintenanceClient::new(channel(&endpoint)?).status(StatusRequest {}).await?;
+        let revision = status.into_inner().header.map_or(0, |header| header.revision);
+        ensure!(revision > 5000, "revision {revision}");
+        put(&endpoint, "kept/new", "x").await
+    }
+    .await;
+    child.kill()?;
+    child.wait()?;
+    looked
 }

@@ -1,10 +1,13 @@
 //! The store's settings.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail, ensure};
 use daemon::tls::TlsFiles;
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{self, Named};
+use crate::compactor::Keep;
 
 /// Settings of one member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +29,8 @@ pub struct Config {
     pub peer: Peer,
     /// Bytes that keys and values may take before writes are refused.
     pub quota_bytes: u64,
+    /// History that goes by itself.
+    pub auto_compaction: AutoCompaction,
     /// Free bytes on the disk below which writes are refused, so that none is cut short.
     pub disk_reserve_bytes: u64,
     /// Entries after which a snapshot is made (or 64 MiB of log).
@@ -48,6 +53,16 @@ pub struct Client {
     pub tls: String,
     /// The certificate, its key, and the authority that clients' certificates must come from.
     pub files: TlsFiles,
+}
+
+/// History that goes by itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AutoCompaction {
+    /// `off`, `periodic` or `revision`.
+    pub mode: String,
+    /// How much stays: seconds if periodic, else revisions.
+    pub retention: u64,
 }
 
 /// The side of the other members.
@@ -75,11 +90,39 @@ impl Default for Config {
             client: Client::default(),
             peer: Peer::default(),
             quota_bytes: 8 << 30,
+            auto_compaction: AutoCompaction::default(),
             disk_reserve_bytes: 64 << 20,
             snapshot_entries: 100_000,
             watch_progress_s: 600,
             auth_token_ttl_s: 300,
         }
+    }
+}
+
+impl Default for AutoCompaction {
+    fn default() -> Self {
+        Self { mode: "off".into(), retention: 3600 }
+    }
+}
+
+impl AutoCompaction {
+    /// How much history is kept.
+    ///
+    /// # Errors
+    /// When the mode is unknown or nothing would be kept.
+    pub fn keep(&self) -> anyhow::Result<Keep> {
+        match self.mode.as_str() {
+            "off" => return Ok(Keep::All),
+            "periodic" | "revision" => {}
+            other => {
+                bail!("auto_compaction.mode is {other:?}, but may be off, periodic or revision")
+            }
+        }
+        ensure!(self.retention > 0, "auto_compaction.retention is 0: nothing would be kept");
+        if self.mode == "periodic" {
+            return Ok(Keep::Time(Duration::from_secs(self.retention)));
+        }
+        Ok(Keep::Revisions(i64::try_from(self.retention).context("auto_compaction.retention")?))
     }
 }
 
@@ -153,6 +196,7 @@ impl Config {
 impl daemon::Config for Config {
     fn check(&mut self) -> anyhow::Result<()> {
         ensure!(!self.data_dir.is_empty(), "data_dir is empty");
+        self.auto_compaction.keep()?;
         check_tls("client", &self.client.tls, &self.client.files)?;
         check_tls("peer", &self.peer.tls, &self.peer.files)?;
         if self.peer.tls == "files" {

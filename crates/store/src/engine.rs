@@ -12,12 +12,13 @@ use daemon::{Clock, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use wire::etcdserverpb::{
-    AlarmType, LeaseRevokeRequest, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
-    TxnResponse,
+    AlarmType, CompactionRequest, LeaseRevokeRequest, RangeRequest, RangeResponse, ResponseHeader,
+    TxnRequest, TxnResponse,
 };
 
 use crate::applied::Applied;
 use crate::auth::By;
+use crate::compactor::{Compactor, Keep};
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
 use crate::members::{Change, Members};
@@ -297,6 +298,27 @@ impl Engine {
     pub fn keeps_leases(&self) -> bool {
         self.leader.load(Ordering::Relaxed) == self.identity.member
             && self.leases_term.load(Ordering::Acquire) == self.term.load(Ordering::Relaxed)
+    }
+
+    /// Compacts history by itself, as long as this member leads.
+    pub async fn compact_by_itself(&self, keep: Keep) {
+        let mut compactor = Compactor::new(keep, self.clock.monotonic());
+        let Some(period) = compactor.period() else { return };
+        loop {
+            tokio::time::sleep(period).await;
+            let (revision, compacted) = {
+                let applied = self.applied.read();
+                (applied.mvcc.revision(), applied.mvcc.compacted())
+            };
+            let due = compactor.due(self.clock.monotonic(), revision);
+            let leads = self.leader.load(Ordering::Relaxed) == self.identity.member;
+            let Some(revision) = due.filter(|due| leads && *due > compacted) else { continue };
+            let op = Op::Compact(CompactionRequest { revision, physical: false });
+            match self.propose(&By::Store, &op).await {
+                Ok(_) => tracing::info!(revision, "compacted"),
+                Err(error) => tracing::debug!(revision, %error, "cannot compact yet"),
+            }
+        }
     }
 
     /// Ends leases whose time has come, as long as this member leads.

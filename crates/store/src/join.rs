@@ -99,6 +99,21 @@ fn new_cluster(config: &Config, known: Option<Identity>) -> anyhow::Result<(Iden
     Ok((identity, Members::new(all)))
 }
 
+/// Writes who a member of a restored store is, and returns its members. The cluster is another than the one that was
+/// saved, and the same for all members that are restored from the same state.
+///
+/// # Errors
+/// When the settings do not say who belongs to it, or the disk fails.
+pub fn restored(config: &Config, mark: Mark, revision: i64) -> anyhow::Result<Members> {
+    let (identity, members) = new_cluster(config, None)?;
+    let saved = mark.index ^ mark.term.rotate_left(32) ^ revision.cast_unsigned().rotate_left(16);
+    let cluster = cluster_id([identity.cluster, saved]);
+    let dir = Path::new(&config.data_dir);
+    SystemDisk.create_dir(dir)?;
+    write(&dir.join("member"), Identity { cluster, ..identity })?;
+    Ok(members)
+}
+
 /// Asks the members of the cluster to join who this one is.
 async fn join(config: &Config, tls: Option<&ClientTls>, ctx: &Context) -> anyhow::Result<Start> {
     let itself = config.peer.urls()?;

@@ -7,7 +7,9 @@
 
 pub mod applied;
 pub mod auth;
+pub mod backup;
 pub mod bootstrap;
+pub mod compactor;
 pub mod config;
 pub mod engine;
 pub mod etcd;
@@ -26,6 +28,7 @@ pub mod snapshot;
 pub mod state;
 pub mod threads;
 pub mod tokens;
+pub mod tools;
 pub mod watch;
 
 pub use config::Config;

@@ -329,6 +329,15 @@ impl Mvcc {
         Ok(removed)
     }
 
+    /// Forgets all history and goes on at a later revision, so that whoever saw this store before
+    /// it was restored cannot take new revisions for ones it knows.
+    pub fn raise(&mut self, by: i64) {
+        self.revision = self.revision.saturating_add(by.max(0));
+        self.alarms.clear();
+        // Refused only where it is done already.
+        let _removed = self.compact(self.revision);
+    }
+
     fn grant(&mut self, id: i64, ttl_s: i64) -> Result<Reply, Error> {
         let ttl = self.leases.grant(id, ttl_s)?;
         let header = Some(self.header());

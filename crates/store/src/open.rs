@@ -119,10 +119,18 @@ pub async fn open(config: &Config, ctx: &Context) -> anyhow::Result<Store> {
         client_ur_ls: config.client.urls()?,
         ..Member::default()
     };
+    let keep = config.auto_compaction.keep()?;
     ctx.tasks.job(async move {
+        let work = async {
+            tokio::join!(
+                working.expire_leases(),
+                publish(&working, itself),
+                working.compact_by_itself(keep)
+            );
+        };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = async { tokio::join!(working.expire_leases(), publish(&working, itself)); } => {}
+            () = work => {}
         }
     });
     Ok(Store { routes: routes(&services).await?, engine: engine.clone() })

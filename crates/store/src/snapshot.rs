@@ -1,6 +1,6 @@
 //! Snapshot files: the whole state at one entry, checksummed, synced before they get their name.
 
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufReader, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -52,10 +52,7 @@ impl<D: Disk> Writer<D> {
         disk.create_dir(dir)?;
         let unfinished = dir.join("unfinished");
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, disk.create(&unfinished)?);
-        out.write_all(MAGIC)?;
-        out.write_all(&FORMAT.to_le_bytes())?;
-        out.write_all(&mark.index.to_le_bytes())?;
-        out.write_all(&mark.term.to_le_bytes())?;
+        out.write_all(&head(mark))?;
         let (disk, dir) = (disk.clone(), dir.to_owned());
         Ok(Self { disk, out, dir, unfinished, mark, blocks: 0, bytes: 0 })
     }
@@ -65,12 +62,10 @@ impl<D: Disk> Writer<D> {
     /// # Errors
     /// When the disk fails.
     pub fn block(&mut self, body: &[u8]) -> io::Result<()> {
-        let len = u32::try_from(body.len()).map_err(io::Error::other)?;
-        self.out.write_all(&len.to_le_bytes())?;
-        self.out.write_all(&checksum(self.blocks, body).to_le_bytes())?;
+        self.out.write_all(&frame(self.blocks, body)?)?;
         self.out.write_all(body)?;
         self.blocks += 1;
-        self.bytes += 8 + u64::from(len);
+        self.bytes += 8 + body.len() as u64;
         Ok(())
     }
 
@@ -79,9 +74,7 @@ impl<D: Disk> Writer<D> {
     /// # Errors
     /// When the disk fails; the older snapshots are still there then.
     pub fn finish(mut self) -> io::Result<u64> {
-        self.out.write_all(&u32::MAX.to_le_bytes())?;
-        let count = self.blocks.to_le_bytes();
-        self.out.write_all(&checksum(self.blocks, &count).to_le_bytes())?;
+        self.out.write_all(&end(self.blocks))?;
         self.out.flush()?;
         self.out.get_ref().sync()?;
         self.disk.rename(&self.unfinished, &self.dir.join(file_name(self.mark)))?;
@@ -166,24 +159,67 @@ pub fn save<D: Disk>(
 ) -> io::Result<u64> {
     let mut writer = Writer::create(disk, dir, applied.mark)?;
     let unfinished = writer.unfinished.clone();
-    let mut fill = || {
-        writer.block(&applied.mvcc.summary().encode())?;
-        writer.block(&applied.members.encode_to_vec())?;
-        writer.block(&applied.auth.encode_to_vec())?;
-        let mut block = Vec::new();
-        applied.mvcc.records(archive, |at, event| {
-            block.clear();
-            block.extend_from_slice(&record::encode_revision(at));
-            record::encode(event, &mut block);
-            writer.block(&block)
-        })
-    };
-    fill().and_then(|()| writer.finish()).inspect_err(|_| {
+    let filled = blocks(applied, archive, |block| writer.block(block));
+    filled.and_then(|()| writer.finish()).inspect_err(|_| {
         // Its space may be what is missing.
         if let Err(error) = disk.remove(&unfinished) {
             tracing::debug!(%error, "cannot remove an unfinished snapshot");
         }
     })
+}
+
+/// Writes a whole state in the form of a snapshot file. Returns its bytes.
+///
+/// # Errors
+/// When `out` fails, or the archive lost a value.
+pub fn write(applied: &Applied, archive: &dyn Archive, out: &mut dyn Write) -> io::Result<u64> {
+    let begin = head(applied.mark);
+    out.write_all(&begin)?;
+    let (mut count, mut bytes) = (0, begin.len() as u64);
+    blocks(applied, archive, |block| {
+        out.write_all(&frame(count, block)?)?;
+        count += 1;
+        bytes += 8 + block.len() as u64;
+        out.write_all(block)
+    })?;
+    out.write_all(&end(count))?;
+    Ok(bytes + 8)
+}
+
+/// What a snapshot says, block by block: what is beside the keys, then every change.
+fn blocks(
+    applied: &Applied,
+    archive: &dyn Archive,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    each(&applied.mvcc.summary().encode())?;
+    each(&applied.members.encode_to_vec())?;
+    each(&applied.auth.encode_to_vec())?;
+    let mut block = Vec::new();
+    applied.mvcc.records(archive, |at, event| {
+        block.clear();
+        block.extend_from_slice(&record::encode_revision(at));
+        record::encode(event, &mut block);
+        each(&block)
+    })
+}
+
+fn head(mark: Mark) -> Vec<u8> {
+    let (index, term) = (mark.index.to_le_bytes(), mark.term.to_le_bytes());
+    [MAGIC.as_slice(), &FORMAT.to_le_bytes(), &index, &term].concat()
+}
+
+/// What stands before a block: its length and checksum.
+fn frame(place: u64, body: &[u8]) -> io::Result<[u8; 8]> {
+    let len = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
+    let crc = checksum(place, body).to_le_bytes();
+    Ok([len[0], len[1], len[2], len[3], crc[0], crc[1], crc[2], crc[3]])
+}
+
+/// What stands after the last block.
+fn end(count: u64) -> [u8; 8] {
+    let crc = checksum(count, &count.to_le_bytes()).to_le_bytes();
+    [255, 255, 255, 255, crc[0], crc[1], crc[2], crc[3]]
 }
 
 /// Reads the newest snapshot in `dir` that is whole; an empty state if there never was one.

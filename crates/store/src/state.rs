@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use daemon::{Disk as _, SystemDisk};
+use parking_lot::Mutex;
 use prost::Message as _;
 
 use crate::applied::{Applied, Round};
@@ -37,6 +38,24 @@ pub struct State {
     db: sled::Db,
     dir: PathBuf,
     mark_file: PathBuf,
+    kept: Mutex<Kept>,
+}
+
+/// What the state has forgotten and somebody may still read.
+#[derive(Debug, Default)]
+struct Kept {
+    readers: usize,
+    removed: Vec<Revision>,
+}
+
+/// As long as it lives, compacted values stay readable for a clone of the state made after it.
+#[derive(Debug)]
+pub struct Held<'a>(&'a State);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.kept.lock().readers -= 1;
+    }
 }
 
 /// A state that cannot be used.
@@ -73,7 +92,7 @@ impl State {
             opened => opened?,
         };
         SystemDisk.replace(&mark_file, boot_id.as_bytes())?;
-        Ok(Self { db, dir: tree, mark_file })
+        Ok(Self { db, dir: tree, mark_file, kept: Mutex::default() })
     }
 
     /// Reads the whole state, if there is one.
@@ -160,8 +179,8 @@ impl State {
                 batch.insert(&record_key(Revision { main: changes.main, sub })[..], bytes);
             }
         }
-        for at in &round.removed {
-            batch.remove(&record_key(*at)[..]);
+        for at in self.forget(&round.removed) {
+            batch.remove(&record_key(at)[..]);
         }
         for (id, ttl_s) in &round.leases {
             let key = [&[LEASE][..], &id.to_be_bytes()].concat();
@@ -184,6 +203,20 @@ impl State {
         batch.insert(MARK, encode_mark(round));
         self.db.apply_batch(batch)?;
         Ok(())
+    }
+
+    /// Keeps what compaction removes from here on until the result is dropped.
+    #[must_use]
+    pub fn hold(&self) -> Held<'_> {
+        self.kept.lock().readers += 1;
+        Held(self)
+    }
+
+    /// What may be removed now, of this round and of those before. What a crash leaves over goes with the next compaction.
+    fn forget(&self, removed: &[Revision]) -> Vec<Revision> {
+        let mut kept = self.kept.lock();
+        kept.removed.extend_from_slice(removed);
+        if kept.readers > 0 { Vec::new() } else { std::mem::take(&mut kept.removed) }
     }
 
     /// Bytes on disk.

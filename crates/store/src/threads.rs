@@ -418,7 +418,7 @@ pub fn snapshot_thread(engine: &Engine, wanted: &Receiver<Wanted>) -> anyhow::Re
 
 /// Writes the applied state to a snapshot file, and has the log forget what two snapshots have.
 fn make_snapshot(engine: &Engine) -> io::Result<(Mark, u64)> {
-    let _whole = engine.refill.read();
+    let (_whole, _held) = (engine.refill.read(), engine.state.hold());
     let applied = engine.applied.read().clone();
     let bytes = snapshot::save(&SystemDisk, &engine.snapshot_dir, &applied, &*engine.state)?;
     tracing::info!(index = applied.mark.index, bytes, "made a snapshot");

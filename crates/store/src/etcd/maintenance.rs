@@ -2,9 +2,10 @@
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use wire::etcdserverpb::alarm_request::AlarmAction;
@@ -18,9 +19,15 @@ use wire::etcdserverpb::{
 
 use super::errors::{not_leader, status, wrong_reply};
 use super::{LEADER_CHECK, LEADER_TIMEOUT, Services, VERSION};
+use crate::backup;
 use crate::engine::Ask;
 use crate::mvcc::{Error, Mvcc, Op, Reply, range};
 use crate::replica::{Input, Refusal};
+
+/// Parts of a snapshot that may wait for a slow client.
+const PARTS_MAX: usize = 16;
+/// How long one may wait: nothing that the state has forgotten leaves the disk meanwhile.
+const PART_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Blobs = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
@@ -116,7 +123,36 @@ impl Maintenance for Services {
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Blobs>, Status> {
         self.admin(request).await?;
-        Err(Status::unimplemented("streaming a snapshot is not supported yet"))
+        self.engine.turn().await?;
+        let (engine, parts) = (self.engine.clone(), tokio::sync::mpsc::channel(PARTS_MAX));
+        let (sender, mut receiver) = parts;
+        let runtime = tokio::runtime::Handle::current();
+        self.ctx.tasks.blocking(move || {
+            let (_whole, _held) = (engine.refill.read(), engine.state.hold());
+            // The clone shares all keys and values, so that nobody waits for this client.
+            let applied = engine.applied.read().clone();
+            let sent = backup::write(&applied, &*engine.state, |part| {
+                let sending = tokio::time::timeout(PART_TIMEOUT, sender.send(Ok(part)));
+                match runtime.block_on(sending) {
+                    Ok(Ok(())) => Ok(()),
+                    _ => Err(std::io::ErrorKind::BrokenPipe.into()),
+                }
+            });
+            match sent {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    tracing::warn!(%error, "cannot send a snapshot");
+                    let _gone = sender.blocking_send(Err(Status::internal(error.to_string())));
+                }
+                // A client that is gone does not need the rest.
+                _ => {}
+            }
+        });
+        let parts = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).map(|part| {
+            let backup::Part { blob, remaining_bytes } = part?;
+            let version = VERSION.to_owned();
+            Ok(SnapshotResponse { header: None, remaining_bytes, blob, version })
+        });
+        Ok(Response::new(Box::pin(parts)))
     }
 
     async fn move_leader(

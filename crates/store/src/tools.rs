@@ -1,0 +1,118 @@
+//! `ironclad-store snapshot …`: backups of a running store, and a new store from one.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use daemon::config::{Args, load, parse_args};
+use daemon::{Disk as _, SystemDisk};
+use wire::etcdserverpb::SnapshotRequest;
+use wire::etcdserverpb::maintenance_client::MaintenanceClient;
+
+use crate::applied::Applied;
+use crate::backup;
+use crate::config::Config;
+use crate::join;
+use crate::mvcc::{Archive, Changes, Revision};
+use crate::snapshot::{self, Mark};
+
+/// How far revisions are raised unless told otherwise: beyond all that clients of the old store may have seen.
+const RAISE: i64 = 1_000_000_000;
+const HELP: &str = "\
+usage: ironclad-store snapshot save FILE [SETTINGS]      the state of the running member that listens at client.listen
+       ironclad-store snapshot verify FILE               whether a backup is whole, and what is in it
+       ironclad-store snapshot restore FILE [--raise N] [SETTINGS]
+                                                         a new store in data_dir from a backup
+
+SETTINGS are --config FILE and --set KEY=VALUE, as for the daemon. `etcdctl snapshot save` makes the same files.
+A restored store is a new cluster. Its revisions are N (1000000000) higher than those of the backup and all history before
+is compacted, so that no client takes old revisions for new ones. For several members, restore the same file on each, with
+its own settings (name, initial_cluster, peer.listen), before any of them is started.";
+
+/// Runs a `snapshot` subcommand.
+///
+/// # Errors
+/// When the words make no sense, or what they ask for fails.
+pub fn run(words: &[String]) -> anyhow::Result<()> {
+    let (Some(verb), Some(file)) = (words.first(), words.get(1)) else { bail!("{HELP}") };
+    let (file, rest) = (PathBuf::from(file), &words[2..]);
+    match verb.as_str() {
+        "save" => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(save(&file, &settings(rest)?))
+        }
+        "verify" => verify(&file),
+        "restore" => match rest {
+            [flag, by, rest @ ..] if flag == "--raise" => {
+                let by = by.parse().with_context(|| format!("--raise {by}"))?;
+                restore(&file, &settings(rest)?, by)
+            }
+            rest => restore(&file, &settings(rest)?, RAISE),
+        },
+        _ => bail!("{HELP}"),
+    }
+}
+
+fn settings(words: &[String]) -> anyhow::Result<Config> {
+    let args: Args = parse_args(words.iter().cloned())?;
+    Ok(load::<Config>("store", &args)?.daemon)
+}
+
+async fn save(file: &Path, config: &Config) -> anyhow::Result<()> {
+    let scheme = if config.client.tls == "files" { "https" } else { "http" };
+    let url = format!("{scheme}://{}", config.client.listen);
+    let tls = if scheme == "https" { config.client.files.client()? } else { None };
+    let channel = daemon::channel::connect(&url, tls.as_ref())?;
+    let mut client = MaintenanceClient::new(channel);
+    let answer = client.snapshot(SnapshotRequest {}).await;
+    let mut parts = answer.map_err(|s| anyhow::anyhow!("{url}: {}", s.message()))?.into_inner();
+    let unfinished = file.with_extension("unfinished");
+    let mut out = File::create(&unfinished).with_context(|| unfinished.display().to_string())?;
+    while let Some(part) = parts.message().await? {
+        out.write_all(&part.blob)?;
+    }
+    out.sync_all()?;
+    backup::read(&unfinished).context("what arrived is not whole")?;
+    std::fs::rename(&unfinished, file)?;
+    println!("saved {}", file.display());
+    Ok(())
+}
+
+fn verify(file: &Path) -> anyhow::Result<()> {
+    let applied = backup::read(file).with_context(|| file.display().to_string())?;
+    println!("{} is whole", file.display());
+    println!("  revision {}", applied.mvcc.revision());
+    println!("  keys     {}", applied.mvcc.index().iter().count());
+    println!("  bytes    {}", applied.mvcc.bytes());
+    println!("  leases   {}", applied.mvcc.leases().iter().count());
+    println!("  members  {}", applied.members.all.len());
+    Ok(())
+}
+
+fn restore(file: &Path, config: &Config, raise: i64) -> anyhow::Result<()> {
+    let dir = Path::new(&config.data_dir);
+    let empty = SystemDisk.list(dir)?.is_empty();
+    ensure!(empty, "{} is not empty: a store is restored to a new directory", dir.display());
+    let old = backup::read(file).with_context(|| file.display().to_string())?;
+    let members = join::restored(config, old.mark, old.mvcc.revision())?;
+    let mut new = Applied { members, mark: Mark { index: 1, term: 1 }, ..old };
+    new.mvcc.raise(raise);
+    SystemDisk.create_dir(dir)?;
+    snapshot::save(&SystemDisk, &dir.join("snapshots"), &new, &Whole)?;
+    println!("restored {} at revision {}", dir.display(), new.mvcc.revision());
+    Ok(())
+}
+
+/// A state that was read from a file has all its values in memory.
+struct Whole;
+
+impl Archive for Whole {
+    fn value(&self, _at: Revision) -> Option<bytes::Bytes> {
+        None
+    }
+
+    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
+        Vec::new()
+    }
+}
