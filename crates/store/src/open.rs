@@ -312,5 +312,11 @@ where
     F: FnOnce() -> anyhow::Result<()> + Send + 'static,
 {
     let running = ctx.tasks.blocking(work);
-    ctx.tasks.part(name, async move { running.await? });
+    let shutdown = ctx.shutdown.clone();
+    ctx.tasks.part(name, async move {
+        running.await??;
+        // The thread before it has ended; if that was a failure, its own words are to be heard.
+        shutdown.cancelled().await;
+        Ok(())
+    });
 }
