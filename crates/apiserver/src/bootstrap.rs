@@ -34,7 +34,7 @@ pub(crate) async fn create(api: &Arc<Api>, advertised: SocketAddr) -> anyhow::Re
     }
     ensure(api, cidr(api)).await?;
     ensure(api, service(api, advertised)?).await?;
-    if advertised.ip().is_loopback() {
+    if advertised.ip().is_loopback() || advertised.ip().is_unspecified() {
         // Nothing but this machine reaches us, so there is nothing to tell pods.
         tracing::info!(%advertised, "the kubernetes Service has no endpoint: set `advertise`");
         return Ok(());
