@@ -170,7 +170,7 @@ async fn publish(engine: &Engine, itself: Member) {
             .is_some_and(|m| (&m.name, &m.client_ur_ls) == (&itself.name, &itself.client_ur_ls))
     };
     while !known(&engine.applied.read().members) {
-        let change = Change { what: Some(What::Publish(itself.clone())) };
+        let change = Change::of([What::Publish(itself.clone())]);
         if let Err(error) = engine.change(change).await {
             tracing::debug!(%error, "the members do not know our addresses yet");
             tokio::time::sleep(PUBLISH_PAUSE).await;
@@ -252,8 +252,7 @@ fn start(
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
-        voters: members.voters(),
-        learners: members.learners(),
+        seats: members.seats(),
         vote,
         before,
         entries,

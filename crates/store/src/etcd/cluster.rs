@@ -15,7 +15,7 @@ use crate::members::{Change, What};
 
 impl Services {
     async fn change(&self, what: What) -> Result<Vec<Member>, Status> {
-        self.engine.change(Change { what: Some(what) }).await?;
+        self.engine.change(Change::of([what])).await?;
         Ok(self.engine.applied.read().members.all.clone())
     }
 }
