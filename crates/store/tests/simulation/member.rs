@@ -47,6 +47,8 @@ pub enum Bug {
     FollowerExpiry,
     /// A snapshot says it has one entry more than it has.
     ShortSnapshot,
+    /// Members that a joint change lets go are switched off as if only the majority of those that stay counted.
+    OneMajority,
 }
 
 /// What a client asks.

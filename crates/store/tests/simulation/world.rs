@@ -35,13 +35,22 @@ const PLENTY: u64 = 1 << 40;
 
 enum Event {
     Tick(u64),
-    Deliver { from: u64, parcel: Parcel },
-    SnapshotSent { at: u64, to: u64, arrived: bool },
+    Deliver {
+        from: u64,
+        parcel: Parcel,
+    },
+    SnapshotSent {
+        at: u64,
+        to: u64,
+        arrived: bool,
+    },
     Promote(Vec<u64>, Vec<u64>),
     Client(usize),
     Timeout(usize, u64),
     Answer(u64, Heard),
     Trouble,
+    /// In the middle of a joint change.
+    Amid,
     Heal,
     Restart(u64),
     Watch(u64),
@@ -105,7 +114,7 @@ pub struct Counts {
     pub members: u64,
     pub joint: u64,
     pub removed: u64,
-    pub removed_leaders: u64,
+    pub leavers: u64,
 }
 
 impl Counts {
@@ -122,7 +131,7 @@ impl Counts {
             &mut self.members,
             &mut self.joint,
             &mut self.removed,
-            &mut self.removed_leaders,
+            &mut self.leavers,
         ]
     }
 
@@ -255,6 +264,7 @@ impl World {
                 self.trouble();
             }
             Event::Trouble => {}
+            Event::Amid => self.amid(),
             Event::Heal => self.heal(),
             Event::Restart(id) => self.restart(id),
             Event::Watch(watcher) => self.listen(watcher),
@@ -354,13 +364,20 @@ impl World {
         self.note(&[2, id, mark.index, mark.term]);
         if let Said::Members(Ok(members)) = &committed.what {
             self.counts.members += 1;
-            self.counts.joint += u64::from(members.is_joint());
-            for gone in &members.removed {
+            if members.is_joint() && !self.entries.contains_key(&mark.index) {
+                self.counts.joint += 1;
+                let soon = Duration::from_millis(self.rng.within(0..40));
+                self.agenda.after(soon, Event::Amid);
+            }
+            // How often a leader had to go.
+            let leads = self.machines[&id].member.as_ref().is_some_and(Member::leads);
+            let goes = members.leaving.contains(&id) || members.removed.contains(&id);
+            self.counts.leavers += u64::from(leads && goes);
+            let early = members.leaving.iter().filter(|_| self.bug == Some(Bug::OneMajority));
+            for gone in members.removed.iter().chain(early) {
                 // It is switched off as soon as anybody knows.
                 if self.gone.insert(*gone) {
-                    let led = self.machines[gone].member.as_ref().is_some_and(Member::leads);
                     self.counts.removed += 1;
-                    self.counts.removed_leaders += u64::from(led);
                     self.agenda.after(Duration::ZERO, Event::Restart(*gone));
                 }
             }
@@ -528,6 +545,23 @@ impl World {
                 self.change([What::Remove(leader.unwrap_or(id))]);
             }
             _ => {}
+        }
+    }
+
+    /// A joint change is through in no time, unless something happens to it.
+    fn amid(&mut self) {
+        if self.agenda.now() >= TROUBLE || self.rng.chance(40) {
+            return;
+        }
+        let all: Vec<u64> = self.machines.keys().copied().collect();
+        let (crashes, cuts) = (self.rng.within(0..70), self.rng.chance(40));
+        for id in &all {
+            if self.rng.chance(crashes) {
+                self.crash(*id);
+            }
+            if cuts && self.rng.chance(50) {
+                self.network.part(&[*id], &all);
+            }
         }
     }
 
