@@ -142,16 +142,15 @@ impl Members {
     /// Who votes and who listens.
     #[must_use]
     pub fn seats(&self) -> Seats {
-        let leaves = |id: &u64| self.leaving.contains(id);
-        // Who leaves still votes while the change is joint.
-        let (next, now) =
-            if self.is_joint() { (&*self.leaving, &[][..]) } else { (&[][..], &*self.leaving) };
-        let learners = self.ids(|member| member.is_learner && !leaves(&member.id));
+        // Who leaves votes as long as the change is joint.
+        let (next, now): (Vec<u64>, Vec<u64>) =
+            self.leaving.iter().partition(|id| self.outgoing.contains(*id));
+        let learners = self.ids(|member| member.is_learner);
         Seats {
             voters: self.voters(),
             outgoing: self.outgoing.clone(),
-            learners: [&learners, now].concat(),
-            learners_next: next.to_vec(),
+            learners: [learners, now].concat(),
+            learners_next: next,
         }
     }
 
@@ -341,17 +340,24 @@ mod tests {
                 .collect::<Vec<_>>()
         );
         members.apply(&moved).unwrap();
-        let (new, old) = (vec![4, 5, 6], vec![1, 2, 3]);
+        let (voters, old) = (vec![4, 5, 6], vec![1, 2, 3]);
         let seats = Seats {
-            voters: new.clone(),
+            voters: voters.clone(),
             outgoing: old.clone(),
             learners: vec![],
             learners_next: old.clone(),
         };
         assert_eq!(members.seats(), seats);
         members.leave_joint();
-        let seats = Seats { voters: new, learners: old, ..Seats::default() };
+        let seats = Seats { voters, learners: old, ..Seats::default() };
         assert_eq!(members.seats(), seats);
+        // Another joint change does not make those that leave voters again.
+        let mut again = members.clone();
+        again.apply(&Change::of([new(7), new(8)])).unwrap();
+        assert_eq!(
+            (again.seats().learners, again.seats().learners_next),
+            (vec![7, 8, 1, 2, 3], vec![])
+        );
         members.apply(&Change::of([What::Remove(2)])).unwrap();
         assert_eq!((members.leaving, members.removed), (vec![1, 3], vec![2]));
     }
