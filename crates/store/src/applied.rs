@@ -6,6 +6,10 @@ use crate::mvcc::{Archive, Changes, Mvcc, Op, Reply, Revision};
 use crate::replica::{Committed, Refusal, ReplicaError, Said};
 use crate::snapshot::Mark;
 
+/// Bytes of operations and number of changes of a large round.
+const LARGE_BYTES: usize = 1 << 20;
+const LARGE_CHANGES: usize = 2048;
+
 /// The whole state at one entry.
 #[derive(Debug, Clone, Default)]
 pub struct Applied {
@@ -24,6 +28,8 @@ pub struct Applied {
 pub struct Round {
     /// The last entry of the round.
     pub mark: Mark,
+    /// Bytes of its operations.
+    pub bytes: usize,
     /// The store's revision after it.
     pub revision: i64,
     /// The last compaction after it.
@@ -66,6 +72,7 @@ impl Applied {
                 Some(Ok(Reply::Members))
             }
             Said::Operation(data) => {
+                round.bytes += data.len();
                 let op = Op::decode_by(data.clone());
                 let (by, op) = op.map_err(|_| ReplicaError::Entry(committed.mark.index))?;
                 let allowed = self.auth.allow(&by, &op, self.mvcc.leases());
@@ -124,10 +131,17 @@ impl Applied {
 }
 
 impl Round {
+    /// Whether the archive should have it now.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.bytes >= LARGE_BYTES || self.changes.len() + self.removed.len() >= LARGE_CHANGES
+    }
+
     /// Adds what a later round changed.
     pub fn merge(&mut self, next: Self) {
         // What is removed was written before; a batch keeps the order of its operations.
         self.mark = next.mark;
+        self.bytes += next.bytes;
         self.revision = next.revision;
         self.compacted = next.compacted;
         self.changes.extend(next.changes);

@@ -8,6 +8,7 @@
 pub mod applied;
 pub mod auth;
 pub mod backup;
+pub mod block;
 pub mod bootstrap;
 pub mod compactor;
 pub mod config;

@@ -1,11 +1,13 @@
-//! Applied state on disk: every change by its revision. The only file that names sled.
+//! Applied state on disk: every change by its revision, in blocks. The only file that names sled.
 //!
 //! A cache: the log and the snapshots are the truth. It is used after a restart only if it was
 //! closed cleanly, or the machine has not been started again since (then no write was lost with
 //! the page cache); else it is thrown away and filled again.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,21 +18,23 @@ use prost::Message as _;
 
 use crate::applied::{Applied, Round};
 use crate::auth::Auth;
+use crate::block::{self, Packer};
 use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Changes, Mvcc, Revision};
 use crate::snapshot::Mark;
 
-const RECORD: u8 = b'r';
+const BLOCK: u8 = b'b';
 const LEASE: u8 = b'l';
 const ALARM: u8 = b'a';
-const MARK: &[u8] = b"m";
+/// Another name for each layout: a state of an older one looks empty and is filled again.
+const MARK: &[u8] = b"mark 2";
 const MEMBERS: &[u8] = b"p";
 const AUTH: &[u8] = b"u";
 const CACHE_BYTES: u64 = 16 << 20;
 const CLEAN: &str = "clean";
-/// Changes written at once while the state is filled from a snapshot.
-const FILL_RECORDS: usize = 4096;
+/// Blocks written at once while the state is filled from a snapshot or forgets what was compacted.
+const BATCH_BLOCKS: usize = 64;
 
 /// The state on disk.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ pub struct State {
 #[derive(Debug, Default)]
 struct Kept {
     readers: usize,
-    removed: Vec<Revision>,
+    removed: BTreeSet<Revision>,
 }
 
 /// As long as it lives, compacted values stay readable for a clone of the state made after it.
@@ -120,12 +124,12 @@ impl State {
         };
         let Some(auth) = auth else { return Ok(None) };
         let mut mvcc = Mvcc::begin(&summary);
-        for item in self.db.scan_prefix([RECORD]) {
-            let (key, value) = item?;
-            let at = record::decode_revision(&key[1..]);
-            let event = record::decode(Bytes::copy_from_slice(&value));
-            let (Some(at), Some(event)) = (at, event) else { return Ok(None) };
-            mvcc.load(at, &event, true);
+        for item in self.db.scan_prefix([BLOCK]) {
+            let (_, block) = item?;
+            for (at, bytes) in block::records(&block) {
+                let Some(event) = decode(bytes) else { return Ok(None) };
+                mvcc.load(at, &event, true);
+            }
         }
         Ok(Some(Applied { mvcc, members, auth, mark }))
     }
@@ -139,18 +143,19 @@ impl State {
         // First, so that a crash leaves no state that looks whole.
         self.db.remove(MARK)?;
         self.db.clear()?;
-        let mut batch = sled::Batch::default();
-        let mut count = 0;
+        let (mut packer, mut batch, mut count) = (Packer::default(), sled::Batch::default(), 0);
         mvcc.records(self, |at, event| {
-            let mut bytes = Vec::new();
-            record::encode(event, &mut bytes);
-            batch.insert(&record_key(at)[..], bytes);
+            let Some((first, block)) = packer.add(at, event) else { return Ok(()) };
+            batch.insert(&block_key(first)[..], block);
             count += 1;
-            if count % FILL_RECORDS == 0 {
+            if count % BATCH_BLOCKS == 0 {
                 self.db.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;
             }
             Ok(())
         })?;
+        if let Some((first, block)) = packer.take() {
+            batch.insert(&block_key(first)[..], block);
+        }
         self.db.apply_batch(batch)?;
         let summary = mvcc.summary();
         self.write(&Round {
@@ -165,22 +170,27 @@ impl State {
         })
     }
 
-    /// Writes what a round changed, all of it or nothing.
+    /// Writes what a round changed, all of it or nothing, then forgets what it compacted.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn write(&self, round: &Round) -> Result<(), StateError> {
-        let mut batch = sled::Batch::default();
+        let removed: BTreeSet<Revision> = round.removed.iter().copied().collect();
+        let (mut packer, mut batch) = (Packer::default(), sled::Batch::default());
         for changes in &round.changes {
             for (sub, event) in changes.events.iter().enumerate() {
                 let sub = u32::try_from(sub).unwrap_or(u32::MAX);
-                let mut bytes = Vec::new();
-                record::encode(event, &mut bytes);
-                batch.insert(&record_key(Revision { main: changes.main, sub })[..], bytes);
+                let at = Revision { main: changes.main, sub };
+                if removed.contains(&at) {
+                    continue;
+                }
+                if let Some((first, block)) = packer.add(at, event) {
+                    batch.insert(&block_key(first)[..], block);
+                }
             }
         }
-        for at in self.forget(&round.removed) {
-            batch.remove(&record_key(at)[..]);
+        if let Some((first, block)) = packer.take() {
+            batch.insert(&block_key(first)[..], block);
         }
         for (id, ttl_s) in &round.leases {
             let key = [&[LEASE][..], &id.to_be_bytes()].concat();
@@ -202,7 +212,7 @@ impl State {
         }
         batch.insert(MARK, encode_mark(round));
         self.db.apply_batch(batch)?;
-        Ok(())
+        self.forget(removed)
     }
 
     /// Keeps what compaction removes from here on until the result is dropped.
@@ -212,11 +222,42 @@ impl State {
         Held(self)
     }
 
-    /// What may be removed now, of this round and of those before. What a crash leaves over goes with the next compaction.
-    fn forget(&self, removed: &[Revision]) -> Vec<Revision> {
-        let mut kept = self.kept.lock();
-        kept.removed.extend_from_slice(removed);
-        if kept.readers > 0 { Vec::new() } else { std::mem::take(&mut kept.removed) }
+    /// Removes these revisions and those of earlier rounds, unless somebody may still read them. What a crash leaves over
+    /// goes with the next compaction.
+    fn forget(&self, mut removed: BTreeSet<Revision>) -> Result<(), StateError> {
+        {
+            let mut kept = self.kept.lock();
+            if kept.readers > 0 {
+                kept.removed.append(&mut removed);
+                return Ok(());
+            }
+            removed.append(&mut kept.removed);
+        }
+        let (mut batch, mut count) = (sled::Batch::default(), 0);
+        let mut next = removed.first().copied();
+        while let Some(at) = next {
+            let block = self.block(at)?;
+            // What was compacted before it was ever written is in no block.
+            let last = block.as_ref().and_then(|(_, block)| block::records(block).last());
+            let last = last.map_or(at, |(last, _)| last.max(at));
+            next = removed.range((Bound::Excluded(last), Bound::Unbounded)).next().copied();
+            let Some((key, block)) = block else { continue };
+            batch.remove(key);
+            if let Some((first, left)) = block::without(&block, |at| removed.contains(&at)) {
+                batch.insert(&block_key(first)[..], left);
+            }
+            count += 1;
+            if count % BATCH_BLOCKS == 0 {
+                self.db.apply_batch(std::mem::take(&mut batch))?;
+            }
+        }
+        self.db.apply_batch(batch)?;
+        Ok(())
+    }
+
+    /// The block that a revision is in, if it is in one.
+    fn block(&self, at: Revision) -> Result<Option<(sled::IVec, sled::IVec)>, sled::Error> {
+        self.db.range(&[BLOCK][..]..=&block_key(at)[..]).next_back().transpose()
     }
 
     /// Bytes on disk.
@@ -239,38 +280,50 @@ impl State {
 
 impl Archive for State {
     fn value(&self, at: Revision) -> Option<Bytes> {
-        let found = self.db.get(record_key(at)).map_err(|error| {
+        let found = self.block(at).map_err(|error| {
             tracing::error!(%error, main = at.main, "cannot read an old value");
         });
-        let event = record::decode(Bytes::copy_from_slice(&found.ok()??))?;
-        event.kv.map(|kv| kv.value)
+        let (_, block) = found.ok()??;
+        let (_, bytes) = block::records(&block).find(|(found, _)| *found == at)?;
+        decode(bytes)?.kv.map(|kv| kv.value)
     }
 
     fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Vec<Changes> {
-        let first = record_key(Revision { main: from, sub: 0 });
-        let last = record_key(Revision { main: to, sub: u32::MAX });
+        let (from, to) = (Revision { main: from, sub: 0 }, Revision { main: to, sub: u32::MAX });
+        // The first may be in the middle of a block.
+        let first = self.block(from).ok().flatten();
+        let first = first.map_or_else(|| block_key(from).to_vec(), |(key, _)| key.to_vec());
         let mut all: Vec<Changes> = Vec::new();
-        let (mut main, mut events, mut bytes) = (from, Vec::new(), 0);
-        for item in self.db.range(first..=last) {
-            let Ok((key, value)) = item else { break };
-            let Some(at) = record::decode_revision(&key[1..]) else { break };
-            if at.main != main {
-                if !events.is_empty() {
-                    all.push(Changes { main, events: Arc::from(std::mem::take(&mut events)) });
+        let (mut main, mut events, mut bytes) = (from.main, Vec::new(), 0);
+        for item in self.db.range(first..=block_key(to).to_vec()) {
+            let Ok((_, block)) = item else { break };
+            for (at, record) in block::records(&block) {
+                if at < from || at > to {
+                    continue;
                 }
-                if bytes >= bytes_max {
-                    return all;
+                if at.main != main {
+                    if !events.is_empty() {
+                        all.push(Changes { main, events: Arc::from(std::mem::take(&mut events)) });
+                    }
+                    if bytes >= bytes_max {
+                        return all;
+                    }
+                    main = at.main;
                 }
-                main = at.main;
+                bytes += record.len();
+                events.extend(decode(record));
             }
-            bytes += value.len();
-            events.extend(record::decode(Bytes::copy_from_slice(&value)));
         }
         if !events.is_empty() {
             all.push(Changes { main, events: events.into() });
         }
         all
     }
+}
+
+/// A change on its own: whoever keeps it does not keep the block.
+fn decode(record: &[u8]) -> Option<wire::mvccpb::Event> {
+    record::decode(Bytes::copy_from_slice(record))
 }
 
 fn open_database(path: &Path) -> sled::Result<sled::Db> {
@@ -282,8 +335,8 @@ fn open_database(path: &Path) -> sled::Result<sled::Db> {
         .open()
 }
 
-fn record_key(at: Revision) -> [u8; 1 + REVISION_BYTES] {
-    let mut key = [RECORD; 1 + REVISION_BYTES];
+fn block_key(at: Revision) -> [u8; 1 + REVISION_BYTES] {
+    let mut key = [BLOCK; 1 + REVISION_BYTES];
     key[1..].copy_from_slice(&record::encode_revision(at));
     key
 }

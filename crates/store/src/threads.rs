@@ -28,6 +28,9 @@ use crate::watch::Behind;
 pub const ROUNDS_MAX: usize = 64;
 /// Bytes of requests that one sync takes.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// The archive gets a large round, or what there is once nothing has come for so long: many changes cost it little more
+/// than one.
+const KEEP_PAUSE: Duration = Duration::from_millis(50);
 /// Log bytes after which a snapshot is made, if it would not be larger than that.
 const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
 const TICK: Duration = Duration::from_millis(TICK_MS);
@@ -220,19 +223,39 @@ pub fn apply_thread(
     jobs: &Receiver<Job>,
     archive: &SyncSender<Keep>,
 ) -> anyhow::Result<()> {
-    while let Ok(job) = jobs.recv() {
-        match job {
-            Job::Apply(entries) => archive.send(Keep::Round(apply(engine, entries)?))?,
-            Job::Install(mark) => install(engine, mark, archive)?,
-            Job::Turns(turns) => {
+    let mut unkept: Option<Box<Round>> = None;
+    loop {
+        let mut job = match &unkept {
+            None => jobs.recv().map_err(RecvTimeoutError::from),
+            Some(_) => jobs.recv_timeout(KEEP_PAUSE),
+        };
+        let enough = match job {
+            Ok(Job::Apply(ref mut entries)) => {
+                let mut round = apply(engine, std::mem::take(entries))?;
+                if let Some(mut before) = unkept.take() {
+                    before.merge(*round);
+                    round = before;
+                }
+                unkept.insert(round).is_large()
+            }
+            Ok(Job::Turns(turns)) => {
                 for turn in turns {
                     let _gone = turn.send(Ok(()));
                 }
+                continue;
             }
-            Job::Snapshot => archive.send(Keep::Snapshot)?,
+            _ => true,
+        };
+        if let Some(round) = unkept.take_if(|_| enough) {
+            archive.send(Keep::Round(round))?;
+        }
+        match job {
+            Ok(Job::Install(mark)) => install(engine, mark, archive)?,
+            Ok(Job::Snapshot) => archive.send(Keep::Snapshot)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(Job::Apply(_) | Job::Turns(_)) | Err(RecvTimeoutError::Timeout) => {}
         }
     }
-    Ok(())
 }
 
 /// Applies entries, tells the watchers, answers.
