@@ -1,4 +1,4 @@
-//! The etcd v3 services over gRPC: each turns requests into operations and reads of the engine.
+//! The etcd v3 services over gRPC, and one of ours: each turns requests into operations and reads of the engine.
 
 mod auth;
 mod cluster;
@@ -6,6 +6,7 @@ pub mod errors;
 mod kv;
 mod lease;
 mod maintenance;
+mod members;
 mod watch;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use wire::etcdserverpb::kv_server::KvServer;
 use wire::etcdserverpb::lease_server::LeaseServer;
 use wire::etcdserverpb::maintenance_server::MaintenanceServer;
 use wire::etcdserverpb::watch_server::WatchServer;
+use wire::store::members_server::MembersServer;
 
 use crate::engine::Engine;
 use crate::mvcc::check::REQUEST_BYTES_MAX;
@@ -103,6 +105,7 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
         .add_service(InterceptedService::new(watch, votes.clone()))
         .add_service(LeaseServer::with_interceptor(services.clone(), votes.clone()))
         .add_service(ClusterServer::with_interceptor(services.clone(), votes.clone()))
+        .add_service(MembersServer::with_interceptor(services.clone(), votes.clone()))
         .add_service(maintenance)
         .add_service(AuthServer::with_interceptor(services.clone(), votes))
         .add_service(health_service)
@@ -115,6 +118,7 @@ pub(crate) fn peer_routes(services: &Services, peers: &Peers) -> Routes {
     let services = Services { pass_on: None, ..services.clone() };
     Routes::new(peers.listener())
         .add_service(LeaseServer::new(services.clone()))
-        .add_service(ClusterServer::new(services))
+        .add_service(ClusterServer::new(services.clone()))
+        .add_service(MembersServer::new(services))
         .prepare()
 }

@@ -20,7 +20,8 @@ impl Services {
     }
 }
 
-fn peer_urls(urls: Vec<String>) -> Result<Vec<String>, Status> {
+/// Peer URLs as members keep them, in order.
+pub(super) fn peer_urls(urls: Vec<String>) -> Result<Vec<String>, Status> {
     let checked: Result<Vec<String>, _> = urls.iter().map(|url| check_url(url)).collect();
     let mut urls = checked.unwrap_or_default();
     if urls.is_empty() {
