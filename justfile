@@ -40,9 +40,10 @@ up:
 down:
     cargo run --bin ironclad -- down --data-dir target/cluster --purge
 
-# write the reference pages that tests compare with the code
+# write the reference pages and the cases that tests compare with the code
 bless:
     BLESS=1 cargo test -p integration-tests --test docs
+    BLESS=1 cargo test -p ironclad-store --lib golden
 
 # how quick and how small a one-node cluster is (needs root); the figures of docs/benchmarks.md
 bench-cluster:

@@ -1,5 +1,7 @@
 //! Several members in one thread, on real logs, over a network that loses nothing.
 
+mod golden;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -7,7 +9,7 @@ use wire::etcdserverpb::Member;
 
 use super::*;
 use crate::log::Sizes;
-use crate::node::Start;
+use crate::node::{Seats, Start};
 
 const FIRST: Mark = Mark { index: 1, term: 1 };
 
