@@ -14,6 +14,7 @@ pub mod compactor;
 pub mod config;
 pub mod engine;
 pub mod etcd;
+pub mod import;
 pub mod join;
 pub mod lessor;
 pub mod log;
