@@ -7,6 +7,7 @@ mod kv;
 mod lease;
 mod maintenance;
 mod watch;
+pub mod web;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
