@@ -26,6 +26,7 @@ mod open;
 pub mod password;
 pub mod peer;
 pub mod recovery;
+pub mod replace;
 pub mod replica;
 pub mod snapshot;
 pub mod state;

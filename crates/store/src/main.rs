@@ -1,4 +1,4 @@
-//! Starts the store, makes and restores its backups, or imports the data of an etcd.
+//! Starts the store, or does one of its other commands: backup and restore, import, the replacement of a member.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ fn main() -> ExitCode {
     let done = match words.split_first() {
         Some((verb, rest)) if verb == "snapshot" => store::tools::run(rest),
         Some((verb, rest)) if verb == "import" => store::import::run(rest),
+        Some((verb, rest)) if verb == "member" => store::replace::run(rest),
         _ => return daemon::start("store", store::run),
     };
     match done {

@@ -41,8 +41,9 @@ pub fn register(registry: &Metrics, engine: &Arc<Engine>) {
     registry.register("etcd_server_has_leader", "Whether somebody leads", has_leader);
     let is_leader = read(|e| i64::from(e.leader.load(Ordering::Relaxed) == e.identity.member));
     registry.register("etcd_server_is_leader", "Whether this member leads", is_leader);
-    let is_learner =
-        read(|e| i64::from(e.members.borrow().learners().contains(&e.identity.member)));
+    let is_learner = read(|e| {
+        i64::from(e.members.borrow().get(e.identity.member).is_some_and(|m| m.is_learner))
+    });
     registry.register("etcd_server_is_learner", "Whether this member only listens", is_learner);
     let help = "The last entry that is committed";
     let committed = read(|e| size(e.committed.load(Ordering::Relaxed)));

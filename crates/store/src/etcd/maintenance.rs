@@ -82,7 +82,7 @@ impl Maintenance for Services {
             raft_applied_index: applied.mark.index,
             errors: errors.collect(),
             db_size_in_use: size(in_use),
-            is_learner: applied.members.learners().contains(&engine.identity.member),
+            is_learner: applied.members.get(engine.identity.member).is_some_and(|m| m.is_learner),
             storage_version: VERSION.to_owned(),
             db_size_quota: size(engine.quota_bytes),
             downgrade_info: None,

@@ -13,10 +13,9 @@ use futures::future::{BoxFuture, Either};
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use tonic::service::Routes;
 use wire::etcdserverpb::AlarmType;
 
-use super::VERSION;
+use super::{Routes, VERSION};
 use crate::engine::Engine;
 
 /// The gRPC services and what is beside them.
@@ -38,7 +37,7 @@ impl Front {
 impl<B> Service<Request<B>> for Front
 where
     B: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    B::Error: Into<BoxError> + Send,
 {
     type Response = Response<Body>;
     type Error = Infallible;
