@@ -129,3 +129,9 @@ fn a_snapshot_without_its_last_entry_is_caught() {
 fn a_joint_change_that_counts_one_majority_is_caught() {
     caught(Bug::OneMajority, &["no write"]);
 }
+
+/// A proposal that comes twice is two entries: the transport has to send each message at most once.
+#[test]
+fn a_proposal_that_comes_twice_is_caught() {
+    caught(Bug::RepeatedProposal, &["impossible after"]);
+}

@@ -49,6 +49,8 @@ pub enum Bug {
     ShortSnapshot,
     /// Members that a joint change lets go are switched off as if only the majority of those that stay counted.
     OneMajority,
+    /// The network repeats proposals on their way to the leader, as the product's transport never does.
+    RepeatedProposal,
 }
 
 /// What a client asks.

@@ -337,6 +337,8 @@ impl World {
             let mut ways = self.network.send(id, parcel.to);
             if !may_repeat(&parcel.bytes) {
                 ways.truncate(1);
+                let twice = self.bug == Some(Bug::RepeatedProposal);
+                ways.extend(ways.first().filter(|_| twice).map(|way| *way + TICK * 3));
             }
             if ways.is_empty() && parcel.file.is_some() {
                 let lost = Event::SnapshotSent { at: id, to: parcel.to, arrived: false };
