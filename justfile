@@ -50,3 +50,8 @@ bench-cluster:
     cargo build --release --bin ironclad
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
     cargo bench -p integration-tests --bench cluster
+
+# the store beside Debian's etcd: one and three members, memory, start and disk (half an hour); the figures of docs/benchmarks.md
+bench-store seconds="5":
+    cargo build --release -p ironclad-store --bins --examples
+    crates/store/examples/bench.sh target/release {{seconds}}

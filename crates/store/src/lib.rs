@@ -14,10 +14,12 @@ pub mod compactor;
 pub mod config;
 pub mod engine;
 pub mod etcd;
+pub mod import;
 pub mod join;
 pub mod lessor;
 pub mod log;
 pub mod members;
+pub mod metrics;
 pub mod mvcc;
 pub mod node;
 mod open;
@@ -48,7 +50,9 @@ pub async fn run(config: Config, ctx: daemon::Context) -> anyhow::Result<()> {
     };
     let listener = daemon::serve::bind(&config.client.listen, tls.is_some()).await?;
     tracing::info!(address = %listener.local_addr()?, "serving clients");
-    let service = store.routes();
+    metrics::register(&ctx.metrics, store.engine());
+    let (engine, metrics) = (store.engine().clone(), ctx.metrics.clone());
+    let service = etcd::web::Front::new(store.routes(), engine, metrics);
     ctx.tasks.part("client", daemon::serve::serve(listener, tls, service, ctx.clone()));
     ctx.shutdown.cancelled().await;
     ctx.tasks.join().await

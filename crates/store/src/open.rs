@@ -11,12 +11,11 @@ use daemon::{Context, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use wire::etcdserverpb::Member;
 
 use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
-use crate::etcd::{Services, peer_routes, routes};
+use crate::etcd::{Routes, Services, peer_routes, routes};
 use crate::join;
 use crate::lessor::Lessor;
 use crate::log::Sizes;
