@@ -109,20 +109,8 @@ impl<S: FnMut(Part) -> io::Result<()>> Write for Parts<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mvcc::{Changes, Op, Revision};
+    use crate::mvcc::Op;
     use crate::snapshot::Mark;
-
-    struct Nothing;
-
-    impl Archive for Nothing {
-        fn value(&self, _at: Revision) -> Option<Bytes> {
-            None
-        }
-
-        fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-            Vec::new()
-        }
-    }
 
     fn sample() -> Applied {
         let mut applied = Applied { mark: Mark { index: 5, term: 2 }, ..Applied::default() };
@@ -132,7 +120,7 @@ mod tests {
                 value: vec![n; 3000].into(),
                 ..Default::default()
             };
-            applied.mvcc.apply(&Op::Put(put), &Nothing);
+            applied.mvcc.apply(&Op::Put(put), &());
         }
         applied
     }
@@ -141,7 +129,7 @@ mod tests {
     fn a_backup_comes_back_whole_or_is_refused() {
         let applied = sample();
         let mut parts = Vec::new();
-        write(&applied, &Nothing, |part| {
+        write(&applied, &(), |part| {
             parts.push(part);
             Ok(())
         })
@@ -181,10 +169,10 @@ mod tests {
             range_end: "l".into(),
             ..Default::default()
         };
-        let found = mvcc.range(&Nothing, &all).unwrap();
+        let found = mvcc.range(&(), &all).unwrap();
         assert_eq!(found.count, 30);
         assert!(found.kvs.iter().all(|kv| kv.mod_revision <= before));
         let then = wire::etcdserverpb::RangeRequest { revision: before, ..all };
-        assert_eq!(mvcc.range(&Nothing, &then), Err(crate::mvcc::Error::Compacted));
+        assert_eq!(mvcc.range(&(), &then), Err(crate::mvcc::Error::Compacted));
     }
 }

@@ -50,7 +50,7 @@ const LEADER_CHECK: Duration = Duration::from_millis(20);
 
 /// What the services share.
 #[derive(Clone)]
-pub(crate) struct Services {
+pub struct Services {
     pub(crate) engine: Arc<Engine>,
     pub(crate) ctx: daemon::Context,
     /// Seconds after which an idle watcher is told how far it is.

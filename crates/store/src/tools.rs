@@ -15,7 +15,6 @@ use crate::applied::Applied;
 use crate::backup;
 use crate::config::Config;
 use crate::join;
-use crate::mvcc::{Archive, Changes, Revision};
 use crate::snapshot::{self, Mark};
 
 /// How far revisions are raised unless told otherwise: beyond all that clients of the old store may have seen.
@@ -126,21 +125,8 @@ pub(crate) fn make(config: &Config, from: Mark, state: Applied, raise: i64) -> a
     let members = join::restored(config, from, state.mvcc.revision())?;
     let mut new = Applied { members, mark: Mark { index: 1, term: 1 }, ..state };
     new.mvcc.raise(raise);
-    snapshot::save(&SystemDisk, &dir.join("snapshots"), &new, &Whole)?;
+    snapshot::save(&SystemDisk, &dir.join("snapshots"), &new, &())?;
     SystemDisk.remove(&dir.join(join::INCOMPLETE))?;
     SystemDisk.sync_dir(dir)?;
     Ok(new.mvcc.revision())
-}
-
-/// A state that was read from a file has all its values in memory.
-struct Whole;
-
-impl Archive for Whole {
-    fn value(&self, _at: Revision) -> Option<bytes::Bytes> {
-        None
-    }
-
-    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-        Vec::new()
-    }
 }

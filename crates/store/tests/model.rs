@@ -4,26 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use store::mvcc::{Archive, Changes, Error, Mvcc, Op, Reply, Revision};
+use store::mvcc::{Error, Mvcc, Op, Reply};
 use wire::etcdserverpb::request_op::Request;
 use wire::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
     RangeRequest, RequestOp, TxnRequest,
 };
 use wire::mvccpb::KeyValue;
-
-/// Nothing is ever cold here.
-struct Hot;
-
-impl Archive for Hot {
-    fn value(&self, _at: Revision) -> Option<Bytes> {
-        None
-    }
-
-    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-        Vec::new()
-    }
-}
 
 type Keys = BTreeMap<Bytes, KeyValue>;
 
@@ -175,7 +162,7 @@ fn same(mvcc: &Mvcc, model: &Model) -> Result<(), TestCaseError> {
         let all = Bytes::from_static(&[0]);
         let request =
             RangeRequest { key: all.clone(), range_end: all, revision, ..Default::default() };
-        let answer = mvcc.range(&Hot, &request).map(|answer| answer.kvs);
+        let answer = mvcc.range(&(), &request).map(|answer| answer.kvs);
         let wanted = match model.at.get(revision as usize) {
             None => Err(Error::FutureRevision),
             Some(_) if revision < model.compacted => Err(Error::Compacted),
@@ -194,7 +181,7 @@ proptest! {
             let before = model.revision();
             let (op, wanted) = model.step(step);
             let op = Op::decode(op.encode().into()).expect("own encoding");
-            let outcome = mvcc.apply(&op, &Hot);
+            let outcome = mvcc.apply(&op, &());
             prop_assert_eq!(outcome.reply.as_ref().map(|_: &Reply| ()), wanted.as_ref().map(|_| ()));
             let heard = outcome.changes.map(|changes| {
                 let event = |e: &wire::mvccpb::Event| {
@@ -213,10 +200,10 @@ proptest! {
     fn a_state_loaded_from_its_records_is_the_same(steps in steps()) {
         let (mut mvcc, mut model) = (Mvcc::default(), Model::new());
         for step in &steps {
-            mvcc.apply(&model.step(step).0, &Hot);
+            mvcc.apply(&model.step(step).0, &());
         }
         let mut loaded = Mvcc::begin(&mvcc.summary());
-        let read = mvcc.records(&Hot, |at, event| {
+        let read = mvcc.records(&(), |at, event| {
             loaded.load(at, event, false);
             Ok(())
         });
@@ -226,8 +213,8 @@ proptest! {
         prop_assert_eq!(loaded.leases(), mvcc.leases());
         // The same compaction must leave the same behind.
         let last = Op::Compact(CompactionRequest { revision: mvcc.revision(), physical: true });
-        mvcc.apply(&last, &Hot);
-        loaded.apply(&last, &Hot);
+        mvcc.apply(&last, &());
+        loaded.apply(&last, &());
         prop_assert_eq!(loaded.index(), mvcc.index());
         prop_assert_eq!(loaded.bytes(), mvcc.bytes());
     }

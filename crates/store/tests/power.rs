@@ -9,7 +9,7 @@ use bytes::Bytes;
 use daemon::Disk as _;
 use store::applied::Applied;
 use store::log::{Entry, EntryKind, Log, LogError, Recovered, Sizes, Vote};
-use store::mvcc::{Archive, Changes, Mvcc, Op, Revision};
+use store::mvcc::{Mvcc, Op, Revision};
 use store::snapshot::{self, Mark};
 use testkit::sim::{Cut, Rng, SimDisk};
 use wire::etcdserverpb::{CompactionRequest, PutRequest};
@@ -18,19 +18,6 @@ const SIZES: Sizes = Sizes { segment_bytes: 4 << 10, ahead_bytes: 1 << 10 };
 const ENTRIES: u64 = 60;
 const LOG: &str = "/member/log";
 const SNAPSHOTS: &str = "/member/snapshots";
-
-/// Everything is in memory here.
-struct Hot;
-
-impl Archive for Hot {
-    fn value(&self, _at: Revision) -> Option<Bytes> {
-        None
-    }
-
-    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-        Vec::new()
-    }
-}
 
 /// What entry `index` says; the same whoever asks.
 fn entry(index: u64) -> Entry {
@@ -67,7 +54,7 @@ struct Member {
 impl Member {
     fn apply(&mut self, entry: &Entry) {
         let op = Op::decode(entry.data.clone()).unwrap();
-        self.applied.mvcc.apply(&op, &Hot);
+        self.applied.mvcc.apply(&op, &());
         self.applied.mark = Mark { index: entry.index, term: entry.term };
     }
 
@@ -104,7 +91,7 @@ impl Member {
             }
             if last.is_multiple_of(4) {
                 let dir = Path::new(SNAPSHOTS);
-                snapshot::save(disk, dir, &self.applied, &Hot)?;
+                snapshot::save(disk, dir, &self.applied, &())?;
                 if let [_, (older, _), ..] = snapshot::list(disk, dir)?[..] {
                     self.log.release(older.index).map_err(io::Error::other)?;
                 }
@@ -120,7 +107,7 @@ fn records(mvcc: &Mvcc) -> Vec<(Revision, wire::mvccpb::Event)> {
         all.push((at, event.clone()));
         Ok(())
     };
-    mvcc.records(&Hot, push).unwrap();
+    mvcc.records(&(), push).unwrap();
     all
 }
 
@@ -135,7 +122,7 @@ fn check(member: &Member, said: Acknowledged, case: &str) {
     );
     let mut wanted = Mvcc::default();
     for index in 1..=index {
-        wanted.apply(&Op::decode(entry(index).data).unwrap(), &Hot);
+        wanted.apply(&Op::decode(entry(index).data).unwrap(), &());
     }
     assert_eq!(records(&member.applied.mvcc), records(&wanted), "{case}");
     assert_eq!(member.applied.mvcc.summary(), wanted.summary(), "{case}");

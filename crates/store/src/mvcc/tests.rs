@@ -13,17 +13,6 @@ use wire::etcdserverpb::{
 
 use super::*;
 
-struct Nothing;
-
-impl Archive for Nothing {
-    fn value(&self, _at: Revision) -> Option<Bytes> {
-        None
-    }
-    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-        Vec::new()
-    }
-}
-
 fn key(n: u8) -> Bytes {
     Bytes::from(vec![b'a' + n])
 }
@@ -134,7 +123,7 @@ fn all_at(mvcc: &Mvcc, revision: i64) -> Result<Pairs, Error> {
         revision,
         ..Default::default()
     };
-    let kvs = mvcc.range(&Nothing, &request)?.kvs.into_iter();
+    let kvs = mvcc.range(&(), &request)?.kvs.into_iter();
     Ok(kvs
         .map(|kv| {
             (kv.key[0] - b'a', (kv.value[0], kv.create_revision, kv.mod_revision, kv.version))
@@ -152,7 +141,7 @@ proptest! {
         for step in &steps {
             // The log's bytes say the same as the operation.
             let op = Op::decode(op(step).encode().into()).unwrap();
-            mvcc.apply(&op, &Nothing);
+            mvcc.apply(&op, &());
             model.apply(step);
             prop_assert_eq!(mvcc.revision(), model.revisions.len() as i64);
         }
@@ -175,10 +164,10 @@ proptest! {
     ) {
         let mut mvcc = Mvcc::default();
         for step in &steps {
-            mvcc.apply(&op(step), &Nothing);
+            mvcc.apply(&op(step), &());
         }
         let mut loaded = Mvcc::begin(&mvcc.summary());
-        mvcc.records(&Nothing, |at, event| {
+        mvcc.records(&(), |at, event| {
             let mut bytes = Vec::new();
             record::encode(event, &mut bytes);
             loaded.load(at, &record::decode(bytes.into()).unwrap(), false);
@@ -188,8 +177,8 @@ proptest! {
         prop_assert_eq!(loaded.bytes(), mvcc.bytes());
         // Both forget the same when they are compacted later.
         let last = Op::Compact(CompactionRequest { revision: mvcc.revision(), physical: false });
-        loaded.apply(&last, &Nothing);
-        mvcc.apply(&last, &Nothing);
+        loaded.apply(&last, &());
+        mvcc.apply(&last, &());
         prop_assert_eq!(loaded.index(), mvcc.index());
     }
 }
@@ -197,14 +186,14 @@ proptest! {
 #[test]
 fn a_lease_takes_its_keys_along_and_only_those() {
     let mut mvcc = Mvcc::default();
-    mvcc.apply(&Op::Grant(LeaseGrantRequest { id: 5, ttl: 9 }), &Nothing);
+    mvcc.apply(&Op::Grant(LeaseGrantRequest { id: 5, ttl: 9 }), &());
     for n in 0..3 {
         let request = PutRequest { lease: 5, ..put(n, n) };
-        mvcc.apply(&Op::Put(request), &Nothing);
+        mvcc.apply(&Op::Put(request), &());
     }
-    mvcc.apply(&Op::Put(put(1, 9)), &Nothing); // not on the lease any more
+    mvcc.apply(&Op::Put(put(1, 9)), &()); // not on the lease any more
     let before = mvcc.revision();
-    let outcome = mvcc.apply(&Op::Revoke(LeaseRevokeRequest { id: 5 }), &Nothing);
+    let outcome = mvcc.apply(&Op::Revoke(LeaseRevokeRequest { id: 5 }), &());
     assert_eq!(outcome.changes.unwrap().events.len(), 2);
     assert_eq!(mvcc.revision(), before + 1);
     assert_eq!(all_at(&mvcc, 0).unwrap().keys().collect::<Vec<_>>(), [&1]);
@@ -217,7 +206,7 @@ fn a_txn_that_fails_changes_nothing() {
     let missing = PutRequest { ignore_value: true, value: Bytes::new(), ..put(1, 0) };
     let txn =
         TxnRequest { success: vec![nested(put(0, 1)), nested(missing)], ..Default::default() };
-    let outcome = mvcc.apply(&Op::Txn(txn), &Nothing);
+    let outcome = mvcc.apply(&Op::Txn(txn), &());
     assert_eq!(outcome.reply, Err(Error::KeyNotFound));
     assert_eq!((mvcc.revision(), mvcc.index().len()), (1, 0));
 }

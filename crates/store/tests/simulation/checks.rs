@@ -8,7 +8,7 @@ use testkit::history;
 use wire::mvccpb::KeyValue;
 use wire::mvccpb::event::EventType;
 
-use super::member::{Hot, Member};
+use super::member::Member;
 use super::world::World;
 
 /// A write must be acknowledged after this moment: all is well again, and somebody leads.
@@ -125,7 +125,7 @@ fn members(world: &World) -> Vec<String> {
 /// Everything that a member's state says, in words.
 fn state(member: &Member) -> String {
     let mut text = format!("{:?} {:?}", member.applied.mark, member.applied.mvcc.summary());
-    let read = member.applied.mvcc.records(&Hot, |at, event| {
+    let read = member.applied.mvcc.records(&(), |at, event| {
         text.push_str(&format!(" {at:?} {event:?}"));
         Ok(())
     });

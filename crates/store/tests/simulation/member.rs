@@ -14,7 +14,7 @@ use store::applied::{Applied, Round};
 use store::lessor::Lessor;
 use store::log::{self, Sizes};
 use store::members::{Change, Members};
-use store::mvcc::{Archive, Changes, Error, Op, Reply, Revision};
+use store::mvcc::{Changes, Error, Op, Reply, Revision};
 use store::node::{Node, Outgoing, Start};
 use store::recovery::{Recovery, recover};
 use store::replica::{Committed, Input, Refusal, Replica, Said, Work};
@@ -114,19 +114,6 @@ pub struct Effects {
     pub busy: Duration,
 }
 
-/// Nothing is ever cold here.
-pub struct Hot;
-
-impl Archive for Hot {
-    fn value(&self, _at: Revision) -> Option<Bytes> {
-        None
-    }
-
-    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-        Vec::new()
-    }
-}
-
 enum Place {
     Level,
     Behind(i64),
@@ -154,7 +141,7 @@ pub struct Member {
 pub fn found(disk: &SimDisk, ids: &[u64]) {
     let members = Members::new(ids.iter().map(|id| known(*id, false)).collect());
     let applied = Applied { members, mark: Mark { index: 1, term: 1 }, ..Applied::default() };
-    snapshot::save(disk, Path::new(SNAPSHOTS), &applied, &Hot).expect("a new disk takes it");
+    snapshot::save(disk, Path::new(SNAPSHOTS), &applied, &()).expect("a new disk takes it");
 }
 
 /// A member as the others know it.
@@ -265,7 +252,7 @@ impl Member {
             Request::Change(op) => Ok(Input::Propose(ticket, op.encode())),
             Request::Members(change) => Ok(Input::Change(ticket, change)),
             Request::Range(range) if self.bug == Some(Bug::StaleRead) && self.leads() => {
-                Err(Box::new(Heard::Range(self.applied.mvcc.range(&Hot, &range))))
+                Err(Box::new(Heard::Range(self.applied.mvcc.range(&(), &range))))
             }
             Request::KeepAlive(_) if !self.leads() => Err(Box::new(Heard::Refused)),
             request => {
@@ -341,7 +328,7 @@ impl Member {
             }
             let known = round.changes.len();
             leads_anew |= matches!(committed.what, Said::Nothing);
-            let reply = self.applied.apply(&committed, &Hot, &mut round);
+            let reply = self.applied.apply(&committed, &(), &mut round);
             let reply = reply.map_err(io::Error::other)?.map(Heard::Changed);
             effects.answers.extend(committed.ticket.zip(reply));
             effects.applied.push((committed, round.changes.get(known).cloned()));
@@ -380,7 +367,7 @@ impl Member {
 
     fn answer_read(&mut self, ticket: u64, now: Duration, effects: &mut Effects) {
         let heard = match self.reads.remove(&ticket) {
-            Some(Request::Range(range)) => Heard::Range(self.applied.mvcc.range(&Hot, &range)),
+            Some(Request::Range(range)) => Heard::Range(self.applied.mvcc.range(&(), &range)),
             Some(Request::KeepAlive(id)) if self.keeps_leases() => {
                 Heard::Alive(self.lessor.renew(id, now).is_some())
             }
@@ -439,7 +426,7 @@ impl Member {
             }
             Ok(())
         };
-        self.applied.mvcc.records(&Hot, add).expect("memory has every value");
+        self.applied.mvcc.records(&(), add).expect("memory has every value");
         all.into_iter().map(|(main, events)| Changes { main, events: events.into() }).collect()
     }
 
@@ -450,7 +437,7 @@ impl Member {
             let dir = Path::new(SNAPSHOTS);
             let mut applied = self.before.as_ref().unwrap_or(&self.applied).clone();
             applied.mark = mark;
-            match snapshot::save(&self.disk, dir, &applied, &Hot) {
+            match snapshot::save(&self.disk, dir, &applied, &()) {
                 Err(error) if log::is_full(&error) => return Ok(()),
                 saved => saved?,
             };
