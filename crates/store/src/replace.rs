@@ -56,7 +56,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     ensure!(!urls.is_empty(), "{HELP}");
     let mut urls: Vec<String> = urls.iter().map(|url| check_url(url)).collect::<Result<_, _>>()?;
     urls.sort();
-    let config = load::<Config>("store", &parse_args(settings.into_iter())?)?.daemon;
+    let config = load::<Config>("store", &parse_args(settings)?)?.daemon;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async { replace(&Cluster::new(&config, endpoints)?, old, &urls).await })
 }
