@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use daemon::Channel;
 use daemon::channel::BoxError;
-use futures::future::Either;
+use futures::future::{BoxFuture, Either};
 use tonic::codegen::{Service, http};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
@@ -106,7 +106,7 @@ where
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
     type Future = Either<
-        <KvServer<Services> as Service<http::Request<B>>>::Future,
+        BoxFuture<'static, Result<Self::Response, Infallible>>,
         <tonic::service::Routes as Service<http::Request<B>>>::Future,
     >;
 
