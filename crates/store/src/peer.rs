@@ -81,7 +81,8 @@ struct Known {
 
 struct Peer {
     urls: Vec<String>,
-    channel: Channel,
+    /// To the address that answered last.
+    channel: Arc<Mutex<Channel>>,
     queue: Arc<Queue>,
     stop: CancellationToken,
 }
@@ -129,17 +130,18 @@ impl Peers {
                 .collect::<Result<_, _>>()?;
             let peer = Peer {
                 urls: member.peer_ur_ls.clone(),
-                channel: channels[0].clone(),
+                channel: Arc::new(Mutex::new(channels[0].clone())),
                 queue: Arc::default(),
                 stop: shared.ctx.shutdown.child_token(),
             };
             let (queue, stop) = (peer.queue.clone(), peer.stop.clone());
+            let reached = peer.channel.clone();
             let (sender, id) = (shared.clone(), member.id);
             known.peers.insert(id, peer);
             shared.ctx.tasks.job(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = sender.keep_sending(id, &channels, &queue) => {}
+                    () = sender.keep_sending(id, &channels, &queue, &reached) => {}
                 }
             });
         }
@@ -168,7 +170,7 @@ impl Peers {
 
     fn send_snapshot(&self, message: Outgoing, peer: &Peer) {
         let (shared, channel, stop) =
-            (self.shared.clone(), peer.channel.clone(), peer.stop.clone());
+            (self.shared.clone(), peer.channel.lock().clone(), peer.stop.clone());
         self.shared.ctx.tasks.job(async move {
             let to = message.to;
             let sent = tokio::select! {
@@ -188,7 +190,7 @@ impl Peers {
     /// A channel to a member, for calls that it has to answer.
     #[must_use]
     pub fn channel(&self, id: u64) -> Option<Channel> {
-        self.shared.known.read().peers.get(&id).map(|peer| peer.channel.clone())
+        self.shared.known.read().peers.get(&id).map(|peer| peer.channel.lock().clone())
     }
 
     /// Ends when another member says that this one was removed.
@@ -212,11 +214,17 @@ impl Shared {
         request
     }
 
-    async fn keep_sending(&self, id: u64, channels: &[Channel], queue: &Arc<Queue>) {
+    async fn keep_sending(
+        &self,
+        id: u64,
+        channels: &[Channel],
+        queue: &Arc<Queue>,
+        answers: &Mutex<Channel>,
+    ) {
         let mut pauses = Backoff::new(PAUSE, PAUSE_MAX);
         let mut told = false;
         for channel in channels.iter().cycle() {
-            let (reached, end) = self.session(id, channel, queue).await;
+            let (reached, end) = self.session(id, channel, queue, answers).await;
             if reached {
                 pauses.reset();
                 told = false;
@@ -237,7 +245,13 @@ impl Shared {
     }
 
     /// Sends what waits until something goes wrong, and returns what, and whether the member was reached.
-    async fn session(&self, id: u64, channel: &Channel, queue: &Arc<Queue>) -> (bool, Status) {
+    async fn session(
+        &self,
+        id: u64,
+        channel: &Channel,
+        queue: &Arc<Queue>,
+        answers: &Mutex<Channel>,
+    ) -> (bool, Status) {
         let turn = queue.begin();
         let batches = futures::stream::unfold(queue.clone(), move |queue| async move {
             let messages = queue.next(turn).await?;
@@ -250,6 +264,7 @@ impl Shared {
             Ok(Err(status)) => (false, status),
             Ok(Ok(answer)) => {
                 tracing::info!(to = hex(id), "reached a member");
+                answers.lock().clone_from(channel);
                 let end = answer.into_inner().message().await;
                 (true, end.err().unwrap_or_else(|| Status::unavailable("the other side ended")))
             }
