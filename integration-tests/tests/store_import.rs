@@ -1,12 +1,12 @@
 //! A store takes over the data of a real etcd.
 #![allow(clippy::disallowed_methods)] // a test as a whole
 
-use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
+use integration_tests::etcd::{self, Running, store};
 use integration_tests::members::{etcdctl, soon};
 use integration_tests::{check_log, machine, program};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -31,11 +31,9 @@ const LEASES: [(i64, i64); 3] = [(0x11, 600), (0x22, 3600), (0x33, 100_000)];
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let has_etcd = Command::new("etcd").arg("--version").output().is_ok()
-        && Command::new("etcdctl").arg("version").output().is_ok();
     let trial = |name: &str, test: fn() -> anyhow::Result<()>| {
         Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
-            .with_ignored_flag(!has_etcd)
+            .with_ignored_flag(!etcd::is_here())
     };
     let trials = vec![
         trial("store_imports_the_data_of_an_etcd", || machine::block_on(keys_and_leases())),
@@ -44,64 +42,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A process that is killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ended = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
-fn ports<const COUNT: usize>() -> anyhow::Result<[u16; COUNT]> {
-    // All are held at the same time, so that no port comes twice.
-    let mut held = Vec::new();
-    let mut ports = [0; COUNT];
-    for port in &mut ports {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
-    }
-    Ok(ports)
-}
-
-/// An etcd, and where it is.
-async fn etcd(dir: &Path) -> anyhow::Result<(Running, String)> {
-    let [client, peer] = ports()?;
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-    let child = Command::new("etcd")
-        .arg("--data-dir")
-        .arg(dir.join("etcd"))
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("default={peer}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(dir.join("etcd.log"))?)
-        .spawn()
-        .context("etcd")?;
-    let running = Running(child);
-    soon("etcd answers", async || everything(&client).await).await?;
-    Ok((running, client))
-}
-
 fn tool(words: &[&str]) -> anyhow::Result<String> {
     machine::output(&program("ironclad-store")?.display().to_string(), words)
-}
-
-/// Starts a store on data that were imported.
-fn start(dir: &Path, data: &str) -> anyhow::Result<(Running, String)> {
-    let [port] = ports()?;
-    let listen = format!("client.listen=127.0.0.1:{port}");
-    let child = Command::new(program("ironclad-store")?)
-        .args(["--set", data, "--set", &listen])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(dir.join("store.log"))?)
-        .spawn()?;
-    Ok((Running(child), format!("http://127.0.0.1:{port}")))
 }
 
 fn channel(endpoint: &str) -> anyhow::Result<daemon::Channel> {
@@ -168,7 +110,7 @@ async fn fill(endpoint: &str) -> anyhow::Result<()> {
 
 async fn keys_and_leases() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let (source, from) = etcd(dir.path()).await?;
+    let (source, from) = etcd::etcd(dir.path()).await?;
     fill(&from).await?;
     let data = format!("data_dir={}", dir.path().join("data").display());
     killed(dir.path(), &data).await?;
@@ -178,7 +120,7 @@ async fn keys_and_leases() -> anyhow::Result<()> {
     let (before, lives) = (everything(&from).await?, leases(&from).await?);
     drop(source);
 
-    let (_store, endpoint) = start(dir.path(), &data)?;
+    let (_store, endpoint) = store(dir.path(), &data)?;
     let after = soon("the store answers", async || everything(&endpoint).await).await?;
     let revision = |r: &RangeResponse| r.header.as_ref().map_or(0, |header| header.revision);
     let (old, new) = (revision(&before), revision(&after));
@@ -242,7 +184,7 @@ async fn killed(dir: &Path, data: &str) -> anyhow::Result<()> {
     .await?;
     import.0.kill()?;
     import.0.wait()?;
-    let (mut store, _) = start(dir, data)?;
+    let (mut store, _) = store(dir, data)?;
     let status = soon("it ends", async || store.0.try_wait()?.context("it runs")).await?;
     ensure!(!status.success(), "it took half an import for its data");
     let log = std::fs::read_to_string(dir.join("store.log"))?;
@@ -252,7 +194,7 @@ async fn killed(dir: &Path, data: &str) -> anyhow::Result<()> {
 
 async fn users() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let (source, from) = etcd(dir.path()).await?;
+    let (source, from) = etcd::etcd(dir.path()).await?;
     let ctl = |words: &[&str]| etcdctl(&from, words);
     ctl(&["put", "/app/a", "1"])?;
     ctl(&["user", "add", "root:secret"])?;
@@ -283,7 +225,7 @@ async fn users() -> anyhow::Result<()> {
     )?;
     drop(source);
 
-    let (_store, endpoint) = start(dir.path(), &data)?;
+    let (_store, endpoint) = store(dir.path(), &data)?;
     let log_in = async |name: &str, password: &str| {
         let (name, password) = (name.to_owned(), password.to_owned());
         let mut client = AuthClient::new(channel(&endpoint)?);
