@@ -49,3 +49,8 @@ bench-cluster:
     cargo build --release --bin ironclad
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
     cargo bench -p integration-tests --bench cluster
+
+# three members killed, stopped, cut off and filled up for so long, while clients look (needs root); see integration-tests/tests/store_chaos.rs
+chaos seed="1" seconds="0":
+    cargo build -p ironclad-store -p ironclad-auth --bins
+    SEED={{seed}} SECONDS={{seconds}} cargo test -p integration-tests --test store_chaos

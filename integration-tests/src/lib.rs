@@ -5,6 +5,7 @@
 //! and counts what goes wrong.
 
 pub mod apart;
+pub mod lab;
 pub mod load;
 pub mod machine;
 pub mod members;
