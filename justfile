@@ -54,3 +54,8 @@ bench-cluster:
 chaos seed="1" seconds="0":
     cargo build -p ironclad-store -p ironclad-auth --bins
     SEED={{seed}} SECONDS={{seconds}} cargo test -p integration-tests --test store_chaos
+
+# the store beside Debian's etcd: one and three members, memory, start and disk (half an hour); the figures of docs/benchmarks.md
+bench-store seconds="5":
+    cargo build --release -p ironclad-store --bins --examples
+    crates/store/examples/bench.sh target/release {{seconds}}

@@ -1,5 +1,6 @@
 //! How one daemon reaches another: a gRPC transport that is a TLS socket, or a call in memory.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -7,7 +8,7 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tower::util::BoxCloneSyncService;
-use tower::{ServiceBuilder, ServiceExt};
+use tower::{Service, ServiceBuilder, ServiceExt};
 
 use crate::tls::ClientTls;
 
@@ -73,8 +74,14 @@ pub fn connect_with(url: &str, tls: Option<&ClientTls>, pulse: Pulse) -> anyhow:
 }
 
 /// A channel that calls `routes` directly, with `caller` as an extension of every request.
-pub fn in_memory<E>(routes: tonic::service::Routes, caller: E) -> Channel
+pub fn in_memory<S, E>(routes: S, caller: E) -> Channel
 where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send,
     E: Clone + Send + Sync + 'static,
 {
     let service = routes
@@ -82,6 +89,6 @@ where
             request.extensions_mut().insert(caller.clone());
             request
         })
-        .map_err(|never: std::convert::Infallible| match never {});
+        .map_err(|never: Infallible| match never {});
     BoxCloneSyncService::new(service)
 }

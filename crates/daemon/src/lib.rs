@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod disk;
+mod gathered;
 pub mod health;
 pub mod metrics;
 pub mod serve;

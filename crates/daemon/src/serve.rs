@@ -20,6 +20,7 @@ use tower::{Service, ServiceExt};
 
 use crate::authority::Mended;
 use crate::context::Context;
+use crate::gathered::Gathered;
 use crate::tls::PeerCertificates;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,6 +28,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 10_000;
+
+/// What a client may send ahead on one stream, and on all of a connection.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
 /// The address of the other end of the connection, as a request extension.
 #[derive(Debug, Clone, Copy)]
@@ -163,9 +168,11 @@ where
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
-        .adaptive_window(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(Mended::new(io)), service);
+    let served = builder
+        .serve_connection_with_upgrades(TokioIo::new(Gathered::new(Mended::new(io))), service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         end = served.as_mut() => end.map_err(|error| anyhow::anyhow!(error)),

@@ -1,4 +1,4 @@
-//! The etcd v3 services over gRPC: each turns requests into operations and reads of the engine.
+//! The etcd v3 services over gRPC, and one of ours: each turns requests into operations and reads of the engine.
 
 mod auth;
 mod cluster;
@@ -6,14 +6,21 @@ pub mod errors;
 mod kv;
 mod lease;
 mod maintenance;
+mod members;
 mod watch;
+pub mod web;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use daemon::Channel;
-use tonic::service::Routes;
+use daemon::channel::BoxError;
+use futures::future::{BoxFuture, Either};
+use tonic::codegen::{Service, http};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 use wire::etcdserverpb::auth_server::AuthServer;
@@ -22,6 +29,7 @@ use wire::etcdserverpb::kv_server::KvServer;
 use wire::etcdserverpb::lease_server::LeaseServer;
 use wire::etcdserverpb::maintenance_server::MaintenanceServer;
 use wire::etcdserverpb::watch_server::WatchServer;
+use wire::store::members_server::MembersServer;
 
 use crate::engine::Engine;
 use crate::mvcc::check::REQUEST_BYTES_MAX;
@@ -34,6 +42,8 @@ pub const VERSION: &str = "3.6.0";
 /// What a request may take on the wire: etcd's limit with room for the envelope, so that an
 /// oversized request is refused with etcd's own words.
 const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
+/// Nearly all calls are of this service: they go to it without a look at the others.
+const KV: &str = "/etcdserverpb.KV/";
 /// How long a request waits for somebody to lead, and how often it looks.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const LEADER_CHECK: Duration = Duration::from_millis(20);
@@ -81,6 +91,38 @@ impl Services {
     }
 }
 
+/// All services of a member.
+#[derive(Clone)]
+pub struct Routes {
+    kv: KvServer<Services>,
+    others: tonic::service::Routes,
+}
+
+impl<B> Service<http::Request<B>> for Routes
+where
+    B: tonic::codegen::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError> + Send,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Either<
+        BoxFuture<'static, Result<Self::Response, Infallible>>,
+        <tonic::service::Routes as Service<http::Request<B>>>::Future,
+    >;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        if request.uri().path().starts_with(KV) {
+            Either::Left(self.kv.call(request))
+        } else {
+            Either::Right(self.others.call(request))
+        }
+    }
+}
+
 /// All services of a member, with health and reflection.
 ///
 /// # Errors
@@ -99,22 +141,24 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
     let maintenance = MaintenanceServer::new(services.clone());
     let asked = services.clone();
     let votes = move |request: Request<()>| asked.votes().map(|()| request);
-    Ok(Routes::new(kv)
-        .add_service(InterceptedService::new(watch, votes.clone()))
+    let others = tonic::service::Routes::new(InterceptedService::new(watch, votes.clone()))
         .add_service(LeaseServer::with_interceptor(services.clone(), votes.clone()))
         .add_service(ClusterServer::with_interceptor(services.clone(), votes.clone()))
+        .add_service(MembersServer::with_interceptor(services.clone(), votes.clone()))
         .add_service(maintenance)
         .add_service(AuthServer::with_interceptor(services.clone(), votes))
         .add_service(health_service)
         .add_service(reflection)
-        .prepare())
+        .prepare();
+    Ok(Routes { kv, others })
 }
 
 /// What other members and those that join ask of a member.
-pub(crate) fn peer_routes(services: &Services, peers: &Peers) -> Routes {
+pub(crate) fn peer_routes(services: &Services, peers: &Peers) -> tonic::service::Routes {
     let services = Services { pass_on: None, ..services.clone() };
-    Routes::new(peers.listener())
+    tonic::service::Routes::new(peers.listener())
         .add_service(LeaseServer::new(services.clone()))
-        .add_service(ClusterServer::new(services))
+        .add_service(ClusterServer::new(services.clone()))
+        .add_service(MembersServer::new(services))
         .prepare()
 }

@@ -16,6 +16,8 @@ use crate::engine::Identity;
 use crate::members::Members;
 use crate::snapshot::{self, Mark};
 
+/// A file in a data directory that a restore or an import has not filled yet.
+pub(crate) const INCOMPLETE: &str = "incomplete";
 /// How long a member may take to answer who belongs to the cluster, and how often all are asked.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const ROUNDS_MAX: usize = 20;
@@ -43,6 +45,11 @@ pub async fn start(
     ctx: &Context,
 ) -> anyhow::Result<Start> {
     let dir = Path::new(&config.data_dir);
+    ensure!(
+        !dir.join(INCOMPLETE).exists(),
+        "{}: a restore or an import to here did not end; run it again, or remove the directory",
+        dir.display()
+    );
     let file = dir.join("member");
     let known = read(&file)?;
     // A member that joins is nobody until it got its first snapshot: the addresses of the others are not in its data.

@@ -14,8 +14,10 @@ use daemon::{Disk, DiskFile as _, SystemDisk};
 
 use crate::snapshot::Mark;
 
-/// The format that is written; others are refused by name.
-const FORMAT: u16 = 2;
+/// The format that is written, and the oldest that is read; others are refused by name. Format 2 has no joint changes of
+/// members, and is the same otherwise.
+const FORMAT: u16 = 3;
+const FORMAT_MIN: u16 = 2;
 const MAGIC: &[u8; 6] = b"ICWAL\n";
 const HEADER_BYTES: usize = 16;
 const RECORD_BYTES: usize = 16;
@@ -102,7 +104,7 @@ pub enum LogError {
         source: io::Error,
     },
     /// A file of another format.
-    #[error("{path}: log format {found}, but this version reads format {FORMAT} only")]
+    #[error("{path}: log format {found}, but this version reads formats {FORMAT_MIN} to {FORMAT}")]
     Format {
         /// The file.
         path: PathBuf,
@@ -220,6 +222,11 @@ impl<D: Disk> Log<D> {
         self.vote = vote;
         let body = [vote.term.to_le_bytes(), vote.vote.to_le_bytes(), vote.commit.to_le_bytes()];
         self.record(KIND_VOTE, &[body.as_flattened()]);
+    }
+
+    /// Adds to what the next sync writes that entries up to `index` are committed.
+    pub fn committed(&mut self, index: u64) {
+        self.vote(Vote { commit: self.vote.commit.max(index), ..self.vote });
     }
 
     /// Adds that a snapshot takes the place of all entries so far.
@@ -452,7 +459,7 @@ fn read_segment<D: Disk>(
         return Err(corrupt(0));
     }
     let format = u16::from_le_bytes([bytes[6], bytes[7]]);
-    if format != FORMAT {
+    if !(FORMAT_MIN..=FORMAT).contains(&format) {
         return Err(LogError::Format { path: path.to_owned(), found: format });
     }
     let mut at = HEADER_BYTES;

@@ -32,10 +32,8 @@ const UNCOMMITTED_BYTES_MAX: u64 = 256 << 20;
 pub struct Start {
     /// Its own id.
     pub id: u64,
-    /// The voters of the cluster.
-    pub voters: Vec<u64>,
-    /// Members that listen only.
-    pub learners: Vec<u64>,
+    /// Who votes and who listens.
+    pub seats: Seats,
     /// Its last vote.
     pub vote: Vote,
     /// The entry before the first one that is kept.
@@ -46,6 +44,19 @@ pub struct Start {
     pub applied: u64,
     /// What its election timeouts are drawn from: seeds must replay.
     pub seed: u64,
+}
+
+/// Who votes and who listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seats {
+    /// The voters of the cluster.
+    pub voters: Vec<u64>,
+    /// The voters before a joint change that is not through; both majorities must agree.
+    pub outgoing: Vec<u64>,
+    /// Members that listen only.
+    pub learners: Vec<u64>,
+    /// Those of `outgoing` that will listen only.
+    pub learners_next: Vec<u64>,
 }
 
 /// A change of who votes and who listens.
@@ -133,7 +144,7 @@ impl Node {
     /// # Errors
     /// When the core refuses the start, which is a mistake of ours.
     pub fn new(start: Start) -> Result<Self, NodeError> {
-        let alone = start.voters == [start.id];
+        let alone = start.seats.voters == [start.id] && start.seats.outgoing.is_empty();
         let config = raft::Config {
             id: start.id,
             election_tick: ELECTION_TICKS,
@@ -183,12 +194,15 @@ impl Node {
         Ok(self.raw.propose(Vec::new(), data)?)
     }
 
-    /// Offers a change of the seats, with what [`change_data`] gives back from its entry. One at a time.
+    /// Offers a change of the seats, with what [`change_data`] gives back from its entry. One at a time. One of several seats
+    /// is joint, and the leader ends that by an entry of its own.
     ///
     /// # Errors
     /// When this member does not lead, or another change is not through.
     pub fn propose_seats(&mut self, seats: &[Seat], data: Vec<u8>) -> Result<(), NodeError> {
-        if !self.leads() || self.raw.raft.has_pending_conf() {
+        let raft = &self.raw.raft;
+        let is_joint = !raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
+        if !self.leads() || raft.has_pending_conf() || is_joint {
             return Err(NodeError::Dropped);
         }
         let changes: Vec<ConfChangeSingle> = seats.iter().map(single).collect();
@@ -342,6 +356,12 @@ impl Node {
         self.raw.raft.prs().get(id).map_or(0, |progress| progress.matched)
     }
 
+    /// Up to which entry a member is known to know what is committed; leaders only.
+    #[must_use]
+    pub fn known_committed(&self, id: u64) -> u64 {
+        self.raw.raft.prs().get(id).map_or(0, |progress| progress.committed_index)
+    }
+
     /// The current term.
     #[must_use]
     pub fn term(&self) -> u64 {
@@ -476,8 +496,15 @@ impl Memory {
         let last = entries.back().map_or((first, first_term), |e| (e.index, e.term));
         hard.commit = hard.commit.min(last.0);
         hard.term = hard.term.max(last.1);
-        let seats =
-            ConfState { voters: start.voters, learners: start.learners, ..Default::default() };
+        let Seats { voters, outgoing, learners, learners_next } = start.seats;
+        let seats = ConfState {
+            auto_leave: !outgoing.is_empty(),
+            voters,
+            voters_outgoing: outgoing,
+            learners,
+            learners_next,
+            ..Default::default()
+        };
         let bytes = entries.iter().map(|entry| entry.data.len()).sum();
         Self {
             hard,
@@ -601,7 +628,8 @@ mod tests {
     use super::*;
 
     fn alone(start: Start) -> Node {
-        Node::new(Start { id: 1, voters: vec![1], ..start }).unwrap()
+        let seats = Seats { voters: vec![1], ..Seats::default() };
+        Node::new(Start { id: 1, seats, ..start }).unwrap()
     }
 
     fn settle(node: &mut Node) -> (Vec<Entry>, Vec<Entry>) {

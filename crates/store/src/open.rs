@@ -11,12 +11,11 @@ use daemon::{Context, Disk as _, SystemDisk};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use wire::etcdserverpb::Member;
 
 use crate::config::Config;
 use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
-use crate::etcd::{Services, peer_routes, routes};
+use crate::etcd::{Routes, Services, peer_routes, routes};
 use crate::join;
 use crate::lessor::Lessor;
 use crate::log::Sizes;
@@ -170,7 +169,7 @@ async fn publish(engine: &Engine, itself: Member) {
             .is_some_and(|m| (&m.name, &m.client_ur_ls) == (&itself.name, &itself.client_ur_ls))
     };
     while !known(&engine.applied.read().members) {
-        let change = Change { what: Some(What::Publish(itself.clone())) };
+        let change = Change::of([What::Publish(itself.clone())]);
         if let Err(error) = engine.change(change).await {
             tracing::debug!(%error, "the members do not know our addresses yet");
             tokio::time::sleep(PUBLISH_PAUSE).await;
@@ -252,8 +251,7 @@ fn start(
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
-        voters: members.voters(),
-        learners: members.learners(),
+        seats: members.seats(),
         vote,
         before,
         entries,

@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use crate::auth::AuthError;
 use crate::log::{Entry, EntryKind, Log, LogError};
-use crate::members::{Change, MemberError, Members, What};
+use crate::members::{Change, MemberError, Members, Step, What};
 use crate::mvcc::Error;
 use crate::node::{self, ELECTION_TICKS, Node, NodeError, Outgoing, Seat};
 use crate::snapshot::Mark;
@@ -35,7 +35,9 @@ const IN_SYNC_PERCENT: u64 = 90;
 
 const ENVELOPE_BYTES: usize = 17;
 const OPERATION: u8 = 0;
-const MEMBERS: u8 = 1;
+/// A change of members of one step, as format 2 of the log has it, and of any number.
+const STEP: u8 = 1;
+const MEMBERS: u8 = 2;
 
 /// What happens to a member.
 #[derive(Debug)]
@@ -190,6 +192,8 @@ pub struct Replica<D: Disk = SystemDisk> {
     reads: Reads,
     /// The last committed entry that was given out.
     given: u64,
+    /// No change of seats is committed behind this entry.
+    seated: u64,
     /// When a member was last heard of.
     heard: BTreeMap<u64, u64>,
     /// The last snapshot that came, until it is installed.
@@ -226,6 +230,7 @@ impl<D: Disk> Replica<D> {
             offered: VecDeque::new(),
             reads: Reads { questions: incarnation, ..Reads::default() },
             given: applied,
+            seated: applied,
             heard: BTreeMap::new(),
             arrived: None,
         }
@@ -296,12 +301,15 @@ impl<D: Disk> Replica<D> {
             }
             self.log.sync()?;
             if let Some(mark) = effects.install {
-                self.given = mark.index;
+                (self.given, self.seated) = (mark.index, mark.index);
                 output.work.push(Work::Install(mark));
             }
             let after = self.node.written();
+            let committed: Vec<Entry> =
+                effects.committed.into_iter().chain(after.committed).collect();
+            self.keep_seats(&committed)?;
             after.messages.into_iter().for_each(&mut *send);
-            self.give(effects.committed.into_iter().chain(after.committed), &mut output)?;
+            self.give(committed, &mut output)?;
             self.node.done();
             self.place_reads(&effects.reads);
             self.unpark(&mut output);
@@ -325,12 +333,25 @@ impl<D: Disk> Replica<D> {
         Ok(output)
     }
 
+    /// Makes durable that changes of seats are committed, before anybody hears that we know it: members that were let go end
+    /// then, and could not help us decide it once more.
+    fn keep_seats(&mut self, committed: &[Entry]) -> Result<(), LogError> {
+        let seats = committed.iter().rfind(|entry| entry.kind != EntryKind::Operation);
+        if let Some(last) = seats {
+            self.seated = last.index;
+            self.log.committed(last.index);
+            self.log.sync()?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, input: Input, output: &mut Output) -> Result<(), ReplicaError> {
         match input {
             Input::Tick => {
                 self.ticks += 1;
                 self.node.tick();
                 self.give_up(output);
+                self.let_go();
             }
             Input::Message(bytes) => self.receive(&bytes),
             Input::Arrived(mark, members, bytes) => {
@@ -437,14 +458,32 @@ impl<D: Disk> Replica<D> {
 
     fn offer_change(&mut self, ticket: u64, change: &Change) -> Result<(), NodeError> {
         let data = envelope(self.id, ticket, MEMBERS, &change.encode_to_vec());
-        match &change.what {
-            Some(What::Add(new)) if new.is_learner => {
-                self.node.propose_seats(&[Seat::Learner(new.id)], data)
+        match self.members.changed_seats(change)[..] {
+            [] => self.node.propose(data),
+            ref seats => self.node.propose_seats(seats, data),
+        }
+    }
+
+    /// Ends what a joint change has begun, one step at a tick, if this member leads: a leader that leaves hands over, and
+    /// those that leave are let go when most of those that stay know for good that they may decide alone.
+    fn let_go(&mut self) {
+        let Some(first) = self.members.leaving.first().copied() else { return };
+        if self.members.is_joint() || !self.node.leads() {
+            return;
+        }
+        if self.members.leaving.contains(&self.id) {
+            if let Some(heir) = self.heir() {
+                self.node.transfer(heir);
             }
-            Some(What::Add(new)) => self.node.propose_seats(&[Seat::Voter(new.id)], data),
-            Some(What::Promote(id)) => self.node.propose_seats(&[Seat::Voter(*id)], data),
-            Some(What::Remove(id)) => self.node.propose_seats(&[Seat::Gone(*id)], data),
-            Some(What::Move(_) | What::Publish(_)) | None => self.node.propose(data),
+            return;
+        }
+        let voters = self.members.voters();
+        let know = voters.iter().filter(|id| self.node.known_committed(**id) >= self.seated);
+        if know.count() >= quorum(voters.len()) {
+            let change = Change::of([What::Remove(first)]).encode_to_vec();
+            // Nobody waits for it. If it cannot be now, the next tick tries again.
+            let _later =
+                self.node.propose_seats(&[Seat::Gone(first)], envelope(0, 0, MEMBERS, &change));
         }
     }
 
@@ -457,47 +496,45 @@ impl<D: Disk> Replica<D> {
 
     /// Whether a change would leave a cluster that can decide; etcd's rules.
     fn check(&self, change: &Change) -> Result<(), Refusal> {
-        self.members.check(change)?;
-        let Some(what) = &change.what else { return Ok(()) };
-        if matches!(what, What::Publish(_)) {
+        let mut after = self.members.clone();
+        after.apply(change)?;
+        if change.all().all(|what| matches!(what, What::Publish(_))) {
             return Ok(());
         }
         if !self.node.leads() {
             return Err(Refusal::NotLeader);
         }
-        let voters = self.members.voters();
-        let started = |id: &u64| self.members.get(*id).is_some_and(|m| !m.name.is_empty());
-        let quorum = |of: usize| of / 2 + 1;
-        match what {
-            What::Add(new) if !new.is_learner => {
-                let running = voters.iter().filter(|id| started(id)).count();
-                let second = voters.len() == 1 && running == 1;
-                if !second && running < quorum(voters.len() + 1) {
-                    return Err(MemberError::NotEnoughStarted.into());
-                }
-                if voters.iter().any(|id| !self.is_active(*id)) {
-                    return Err(MemberError::Unhealthy.into());
-                }
-            }
-            What::Promote(id) => {
-                let (has, all) = (self.node.matched(*id), self.node.matched(self.id));
-                if has * 100 < all * IN_SYNC_PERCENT {
-                    return Err(MemberError::LearnerNotReady.into());
-                }
-            }
-            What::Remove(id) if voters.contains(id) => {
-                let left = || voters.iter().filter(|voter| *voter != id);
-                if left().filter(|id| started(id)).count() < quorum(left().count()) {
-                    return Err(MemberError::NotEnoughStarted.into());
-                }
-                let active = left().filter(|id| self.is_active(**id)).count();
-                if self.is_active(*id) && active < quorum(left().count()) {
-                    return Err(MemberError::Unhealthy.into());
-                }
-            }
-            _ => {}
+        let in_sync =
+            |id: &u64| self.node.matched(*id) * 100 >= self.node.matched(self.id) * IN_SYNC_PERCENT;
+        let mut promoted = change.all().filter_map(|what| match what {
+            What::Promote(id) => Some(id),
+            _ => None,
+        });
+        if !promoted.all(in_sync) {
+            return Err(MemberError::LearnerNotReady.into());
         }
-        Ok(())
+        let (voters, left) = (self.members.voters(), after.voters());
+        let one = change.steps.len() == 1;
+        let adds = left.iter().any(|id| self.members.get(*id).is_none());
+        let removes: Vec<&u64> = voters.iter().filter(|id| !left.contains(id)).collect();
+        if !adds && removes.is_empty() {
+            return Ok(());
+        }
+        let started = |id: &&u64| self.members.get(**id).is_some_and(|m| !m.name.is_empty());
+        let running = left.iter().filter(started).count();
+        // etcd lets a second member in beside one that is alone, though neither can do without the other then.
+        let second = one && adds && voters.len() == 1 && running == 1;
+        if !second && running < quorum(left.len()) {
+            return Err(MemberError::NotEnoughStarted.into());
+        }
+        let active = left.iter().filter(|id| self.is_active(**id)).count();
+        let healthy = match removes[..] {
+            // A new voter needs all others, but who cannot be reached may be removed if that leaves no fewer.
+            _ if one && adds => voters.iter().all(|id| self.is_active(*id)),
+            [gone] if one && !self.is_active(*gone) => true,
+            _ => active >= quorum(left.len()),
+        };
+        if healthy { Ok(()) } else { Err(MemberError::Unhealthy.into()) }
     }
 
     /// The voter that has most of the log, if this member leads.
@@ -509,11 +546,7 @@ impl<D: Disk> Replica<D> {
     }
 
     /// Gives committed entries out, with who waits for them.
-    fn give(
-        &mut self,
-        entries: impl Iterator<Item = Entry>,
-        output: &mut Output,
-    ) -> Result<(), ReplicaError> {
+    fn give(&mut self, entries: Vec<Entry>, output: &mut Output) -> Result<(), ReplicaError> {
         let mut committed = Vec::new();
         for entry in entries {
             let mark = Mark { index: entry.index, term: entry.term };
@@ -552,10 +585,12 @@ impl<D: Disk> Replica<D> {
         };
         let seats = entry.kind != EntryKind::Operation;
         if data.is_empty() {
-            if seats {
-                self.node.apply_seats(&entry)?;
+            if !seats {
+                return Ok((None, Said::Nothing));
             }
-            return Ok((None, Said::Nothing));
+            self.node.apply_seats(&entry)?;
+            self.members.leave_joint();
+            return Ok((None, Said::Members(Ok(self.members.clone()))));
         }
         if data.len() < ENVELOPE_BYTES {
             return Err(ReplicaError::Entry(index));
@@ -564,8 +599,13 @@ impl<D: Disk> Replica<D> {
         let ticket = (origin == self.id).then_some(ticket);
         let what = match kind {
             OPERATION => Said::Operation(data),
-            MEMBERS => {
-                let change = Change::decode(data).map_err(|_| ReplicaError::Entry(index))?;
+            STEP | MEMBERS => {
+                let change = if kind == STEP {
+                    Step::decode(data).map(|step| Change { steps: vec![step] })
+                } else {
+                    Change::decode(data)
+                };
+                let change = change.map_err(|_| ReplicaError::Entry(index))?;
                 let changed = self.members.apply(&change);
                 if seats && changed.is_ok() {
                     self.node.apply_seats(&entry)?;
@@ -623,6 +663,10 @@ impl<D: Disk> Replica<D> {
             self.node.compact(self.given.saturating_sub(entries as u64 / 2));
         }
     }
+}
+
+fn quorum(of: usize) -> usize {
+    of / 2 + 1
 }
 
 /// An entry's data: who proposed it, by which ticket, what it is.

@@ -13,7 +13,9 @@ use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
 use crate::mvcc::{Archive, Mvcc};
 
-const FORMAT: u16 = 2;
+/// The format that is written, and the oldest that is read. Format 2 knows no members that change jointly.
+const FORMAT: u16 = 3;
+const FORMAT_MIN: u16 = 2;
 const MAGIC: &[u8; 6] = b"ICSNP\n";
 /// No block is larger: a value is bounded by the request, a summary by its leases.
 const BLOCK_BYTES_MAX: usize = 256 << 20;
@@ -113,8 +115,10 @@ impl<D: Disk> Reader<D> {
         if &head[..6] != MAGIC {
             return Err(damaged(path, "it is not a snapshot"));
         }
-        if format != FORMAT {
-            let text = format!("snapshot format {format}, but this version reads {FORMAT} only");
+        if !(FORMAT_MIN..=FORMAT).contains(&format) {
+            let text = format!(
+                "snapshot format {format}, but this version reads formats {FORMAT_MIN} to {FORMAT}"
+            );
             return Err(damaged(path, &text));
         }
         Ok(Self { input, blocks: 0, mark: Mark { index: number(8), term: number(16) } })

@@ -1,4 +1,5 @@
-//! `ironclad-store snapshot …`: backups of a running store, and a new store from one.
+//! `ironclad-store snapshot …`: backups of a running store, and a new store from one. And how a new store is made, whatever
+//! its state came from.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use daemon::config::{Args, load, parse_args};
-use daemon::{Disk as _, SystemDisk};
+use daemon::{Disk as _, DiskFile as _, SystemDisk};
 use wire::etcdserverpb::SnapshotRequest;
 use wire::etcdserverpb::maintenance_client::MaintenanceClient;
 
@@ -54,7 +55,8 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     }
 }
 
-fn settings(words: &[String]) -> anyhow::Result<Config> {
+/// What `--config` and `--set` say.
+pub(crate) fn settings(words: &[String]) -> anyhow::Result<Config> {
     let args: Args = parse_args(words.iter().cloned())?;
     Ok(load::<Config>("store", &args)?.daemon)
 }
@@ -92,16 +94,42 @@ fn verify(file: &Path) -> anyhow::Result<()> {
 
 fn restore(file: &Path, config: &Config, raise: i64) -> anyhow::Result<()> {
     let dir = Path::new(&config.data_dir);
-    let empty = SystemDisk.list(dir)?.is_empty();
-    ensure!(empty, "{} is not empty: a store is restored to a new directory", dir.display());
     let old = backup::read(file).with_context(|| file.display().to_string())?;
-    let members = join::restored(config, old.mark, old.mvcc.revision())?;
-    let mut new = Applied { members, mark: Mark { index: 1, term: 1 }, ..old };
-    new.mvcc.raise(raise);
-    SystemDisk.create_dir(dir)?;
-    snapshot::save(&SystemDisk, &dir.join("snapshots"), &new, &Whole)?;
-    println!("restored {} at revision {}", dir.display(), new.mvcc.revision());
+    prepare(dir)?;
+    let revision = make(config, old.mark, old, raise)?;
+    println!("restored {} at revision {revision}", dir.display());
     Ok(())
+}
+
+/// Takes an empty directory, or one in which another attempt did not end. Until [`make`] is done, no member starts in it.
+pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
+    let incomplete = dir.join(join::INCOMPLETE);
+    let found = SystemDisk.list(dir)?;
+    ensure!(
+        found.is_empty() || found.contains(&incomplete),
+        "{} is not empty: a new store needs a directory of its own",
+        dir.display()
+    );
+    SystemDisk.create_dir(dir).with_context(|| format!("create {}", dir.display()))?;
+    SystemDisk.create(&incomplete)?.sync()?;
+    SystemDisk.sync_dir(dir)?;
+    for path in found.into_iter().filter(|path| *path != incomplete) {
+        let path = path.as_path();
+        if path.is_dir() { std::fs::remove_dir_all(path)? } else { SystemDisk.remove(path)? }
+    }
+    Ok(())
+}
+
+/// Makes a new store in a directory that was prepared, and returns its revision. Its ids are derived from `from`.
+pub(crate) fn make(config: &Config, from: Mark, state: Applied, raise: i64) -> anyhow::Result<i64> {
+    let dir = Path::new(&config.data_dir);
+    let members = join::restored(config, from, state.mvcc.revision())?;
+    let mut new = Applied { members, mark: Mark { index: 1, term: 1 }, ..state };
+    new.mvcc.raise(raise);
+    snapshot::save(&SystemDisk, &dir.join("snapshots"), &new, &Whole)?;
+    SystemDisk.remove(&dir.join(join::INCOMPLETE))?;
+    SystemDisk.sync_dir(dir)?;
+    Ok(new.mvcc.revision())
 }
 
 /// A state that was read from a file has all its values in memory.

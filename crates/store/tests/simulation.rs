@@ -2,7 +2,7 @@
 //! clocks that disagree, while clients write, read, swap, hold leases and watch.
 //!
 //! `SEED=n` runs that one world and prints what it finds; `SEEDS=n` runs so many, from `FIRST` on.
-//! Five planted bugs show that the checks can fail.
+//! Planted bugs show that the checks can fail.
 
 #![allow(unreachable_pub)] // modules of one test
 
@@ -123,4 +123,15 @@ fn a_lease_ended_by_a_follower_is_caught() {
 #[test]
 fn a_snapshot_without_its_last_entry_is_caught() {
     caught(Bug::ShortSnapshot, &["changed", "has", "applied"]);
+}
+
+#[test]
+fn a_joint_change_that_counts_one_majority_is_caught() {
+    caught(Bug::OneMajority, &["no write"]);
+}
+
+/// A proposal that comes twice is two entries: the transport has to send each message at most once.
+#[test]
+fn a_proposal_that_comes_twice_is_caught() {
+    caught(Bug::RepeatedProposal, &["impossible after"]);
 }

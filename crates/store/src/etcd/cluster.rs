@@ -15,12 +15,13 @@ use crate::members::{Change, What};
 
 impl Services {
     async fn change(&self, what: What) -> Result<Vec<Member>, Status> {
-        self.engine.change(Change { what: Some(what) }).await?;
+        self.engine.change(Change::of([what])).await?;
         Ok(self.engine.applied.read().members.all.clone())
     }
 }
 
-fn peer_urls(urls: Vec<String>) -> Result<Vec<String>, Status> {
+/// Peer URLs as members keep them, in order.
+pub(super) fn peer_urls(urls: Vec<String>) -> Result<Vec<String>, Status> {
     let checked: Result<Vec<String>, _> = urls.iter().map(|url| check_url(url)).collect();
     let mut urls = checked.unwrap_or_default();
     if urls.is_empty() {

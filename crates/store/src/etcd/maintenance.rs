@@ -14,13 +14,13 @@ use tonic::{Request, Response, Status};
 use wire::etcdserverpb::alarm_request::AlarmAction;
 use wire::etcdserverpb::maintenance_server::Maintenance;
 use wire::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
     DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
     StatusResponse,
 };
 
-use super::errors::{not_leader, status, wrong_reply};
+use super::errors::{no_leader, not_leader, status, wrong_reply};
 use super::{LEADER_CHECK, LEADER_TIMEOUT, Services, VERSION};
 use crate::backup;
 use crate::engine::Ask;
@@ -75,20 +75,22 @@ impl Maintenance for Services {
             .mvcc
             .alarms()
             .map(|(member, alarm)| format!("memberID:{member} alarm:{} ", alarm.as_str_name()));
+        let leader = engine.leader.load(Ordering::Relaxed);
+        let unled = (leader == 0).then(|| no_leader().message().to_owned());
         Ok(Response::new(StatusResponse {
             header: Some(engine.header(applied.mvcc.revision())),
             version: VERSION.to_owned(),
             db_size: size(engine.state.bytes().max(in_use)),
-            leader: engine.leader.load(Ordering::Relaxed),
+            leader,
             raft_index: engine.committed.load(Ordering::Relaxed),
             raft_term: engine.term.load(Ordering::Relaxed),
             raft_applied_index: applied.mark.index,
-            errors: errors.collect(),
+            errors: unled.into_iter().chain(errors).collect(),
             db_size_in_use: size(in_use),
-            is_learner: applied.members.learners().contains(&engine.identity.member),
+            is_learner: applied.members.get(engine.identity.member).is_some_and(|m| m.is_learner),
             storage_version: VERSION.to_owned(),
             db_size_quota: size(engine.quota_bytes),
-            downgrade_info: None,
+            downgrade_info: Some(DowngradeInfo::default()),
         }))
     }
 

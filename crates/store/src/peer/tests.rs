@@ -134,16 +134,23 @@ async fn another_cluster_another_member_and_a_removed_one_are_refused() {
     assert_eq!(asked(stranger, 2).await, refused("cluster ID mismatch: this is 7, not 8"));
     assert_eq!(asked(known, 3).await, refused("member ID mismatch: this is 2, not 3"));
     // One that b does not know may have joined while b was away.
-    b.peers.set(&Members { all: vec![b.member()], removed: vec![3] }).unwrap();
+    let only = |removed: u64| Members {
+        all: vec![b.member()],
+        removed: vec![removed],
+        ..Members::default()
+    };
+    b.peers.set(&only(3)).unwrap();
     assert_eq!(asked(known, 2).await, Ok(()));
-    b.peers.set(&Members { all: vec![b.member()], removed: vec![1] }).unwrap();
+    b.peers.set(&only(1)).unwrap();
     assert_eq!(asked(known, 2).await, refused(REMOVED));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_member_hears_of_it() {
     let (a, b) = (Side::new(7, 1).await, Side::new(7, 2).await);
-    b.peers.set(&Members { all: vec![b.member()], removed: vec![1] }).unwrap();
+    b.peers
+        .set(&Members { all: vec![b.member()], removed: vec![1], ..Members::default() })
+        .unwrap();
     a.peers.set(&Members::new(vec![a.member(), b.member()])).unwrap();
     tokio::time::timeout(PATIENCE, a.peers.removed()).await.unwrap();
 }

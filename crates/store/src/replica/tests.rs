@@ -30,8 +30,7 @@ fn open(dir: &Path, id: u64, members: &Members, first: Mark) -> Replica {
     let (log, recovered) = Log::open(&SystemDisk, &dir.join(id.to_string()), sizes).unwrap();
     let start = Start {
         id,
-        voters: members.voters(),
-        learners: members.learners(),
+        seats: members.seats(),
         vote: recovered.vote,
         before: first,
         entries: recovered.entries,
@@ -176,8 +175,8 @@ fn what_went_down_with_a_leader_is_given_up_when_the_next_one_begins() {
 #[test]
 fn a_new_member_begins_with_a_snapshot_and_is_promoted_when_it_has_caught_up() {
     let mut group = Group::new(1);
-    let add = |id, is_learner| Change { what: Some(What::Add(member(id, is_learner))) };
-    let promote = Change { what: Some(What::Promote(2)) };
+    let add = |id, is_learner| Change::of([What::Add(member(id, is_learner))]);
+    let promote = Change::of([What::Promote(2)]);
     assert_eq!(group.leader(), 1);
     for ticket in 0..5 {
         group.step(1, Input::Propose(ticket, vec![b'a']));

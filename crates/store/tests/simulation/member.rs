@@ -47,6 +47,10 @@ pub enum Bug {
     FollowerExpiry,
     /// A snapshot says it has one entry more than it has.
     ShortSnapshot,
+    /// Members that a joint change lets go are switched off as if only the majority of those that stay counted.
+    OneMajority,
+    /// The network repeats proposals on their way to the leader, as the product's transport never does.
+    RepeatedProposal,
 }
 
 /// What a client asks.
@@ -155,7 +159,8 @@ pub fn found(disk: &SimDisk, ids: &[u64]) {
 
 /// A member as the others know it.
 pub fn known(id: u64, is_learner: bool) -> Known {
-    Known { id, is_learner, peer_ur_ls: vec![format!("m{id}")], ..Known::default() }
+    let (name, peer_ur_ls) = (format!("m{id}"), vec![format!("m{id}")]);
+    Known { id, name, is_learner, peer_ur_ls, ..Known::default() }
 }
 
 impl Member {
@@ -172,8 +177,7 @@ impl Member {
         let (members, mark) = (applied.members.clone(), applied.mark);
         let start = Start {
             id,
-            voters: members.voters(),
-            learners: members.learners(),
+            seats: members.seats(),
             vote,
             before,
             entries,
@@ -275,14 +279,14 @@ impl Member {
     pub fn describe(&self) -> String {
         let node = self.core.node();
         format!(
-            "leader {} term {} committed {} applied {:?} saved {:?} voters {:?} learners {:?}",
+            "leader {} term {} committed {} applied {:?} saved {:?} {:?} removed {:?}",
             node.leader(),
             node.term(),
             node.committed(),
             self.applied.mark,
             self.saved,
-            self.applied.members.voters(),
-            self.applied.members.learners()
+            self.applied.members.seats(),
+            self.applied.members.removed
         )
     }
 

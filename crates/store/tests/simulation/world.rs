@@ -35,13 +35,22 @@ const PLENTY: u64 = 1 << 40;
 
 enum Event {
     Tick(u64),
-    Deliver { from: u64, parcel: Parcel },
-    SnapshotSent { at: u64, to: u64, arrived: bool },
-    Promote(u64),
+    Deliver {
+        from: u64,
+        parcel: Parcel,
+    },
+    SnapshotSent {
+        at: u64,
+        to: u64,
+        arrived: bool,
+    },
+    Promote(Vec<u64>, Vec<u64>),
     Client(usize),
     Timeout(usize, u64),
     Answer(u64, Heard),
     Trouble,
+    /// In the middle of a joint change.
+    Amid,
     Heal,
     Restart(u64),
     Watch(u64),
@@ -103,10 +112,13 @@ pub struct Counts {
     pub events: u64,
     pub snapshots: u64,
     pub members: u64,
+    pub joint: u64,
+    pub removed: u64,
+    pub leavers: u64,
 }
 
 impl Counts {
-    fn each(&mut self) -> [&mut u64; 9] {
+    fn each(&mut self) -> [&mut u64; 12] {
         [
             &mut self.crashes,
             &mut self.partitions,
@@ -117,6 +129,9 @@ impl Counts {
             &mut self.events,
             &mut self.snapshots,
             &mut self.members,
+            &mut self.joint,
+            &mut self.removed,
+            &mut self.leavers,
         ]
     }
 
@@ -234,7 +249,7 @@ impl World {
                     self.agenda.after(wait, Event::SnapshotSent { at, to, arrived });
                 }
             }
-            Event::Promote(id) => self.promote(id),
+            Event::Promote(new, old) => self.promote(new, old),
             Event::Client(client) => self.act(client),
             Event::Timeout(client, ticket) => self.answer(client, ticket, None),
             Event::Answer(ticket, heard) => {
@@ -249,6 +264,7 @@ impl World {
                 self.trouble();
             }
             Event::Trouble => {}
+            Event::Amid => self.amid(),
             Event::Heal => self.heal(),
             Event::Restart(id) => self.restart(id),
             Event::Watch(watcher) => self.listen(watcher),
@@ -321,6 +337,8 @@ impl World {
             let mut ways = self.network.send(id, parcel.to);
             if !may_repeat(&parcel.bytes) {
                 ways.truncate(1);
+                let twice = self.bug == Some(Bug::RepeatedProposal);
+                ways.extend(ways.first().filter(|_| twice).map(|way| *way + TICK * 3));
             }
             if ways.is_empty() && parcel.file.is_some() {
                 let lost = Event::SnapshotSent { at: id, to: parcel.to, arrived: false };
@@ -348,9 +366,20 @@ impl World {
         self.note(&[2, id, mark.index, mark.term]);
         if let Said::Members(Ok(members)) = &committed.what {
             self.counts.members += 1;
-            for gone in &members.removed {
+            if members.is_joint() && !self.entries.contains_key(&mark.index) {
+                self.counts.joint += 1;
+                let soon = Duration::from_millis(self.rng.within(0..40));
+                self.agenda.after(soon, Event::Amid);
+            }
+            // How often a leader had to go.
+            let leads = self.machines[&id].member.as_ref().is_some_and(Member::leads);
+            let goes = members.leaving.contains(&id) || members.removed.contains(&id);
+            self.counts.leavers += u64::from(leads && goes);
+            let early = members.leaving.iter().filter(|_| self.bug == Some(Bug::OneMajority));
+            for gone in members.removed.iter().chain(early) {
                 // It is switched off as soon as anybody knows.
                 if self.gone.insert(*gone) {
+                    self.counts.removed += 1;
                     self.agenda.after(Duration::ZERO, Event::Restart(*gone));
                 }
             }
@@ -471,7 +500,7 @@ impl World {
     fn trouble(&mut self) {
         let all: Vec<u64> = self.machines.keys().copied().collect();
         let id = self.rng.pick(&all).copied().unwrap_or(1);
-        let kind = self.rng.within(0..16);
+        let kind = self.rng.within(0..17);
         self.note(&[4, id, kind]);
         match kind {
             0..3 => self.crash(id),
@@ -507,10 +536,34 @@ impl World {
                     self.step(leader, vec![Input::Transfer(id)]);
                 }
             }
+            16 => {
+                let leader = self.leader().unwrap_or(id);
+                self.step(leader, vec![Input::HandOver]);
+            }
             12 => self.machines[&id].disk.set_free(self.rng.within(0..20_000)),
             13 if all.len() < 7 && self.agenda.now() + BUSY / 4 < TROUBLE => self.join(),
-            14 if all.len() - self.gone.len() > 3 => self.change(What::Remove(id)),
+            14 if all.len() - self.gone.len() > 3 => {
+                let leader = self.leader().filter(|_| self.rng.chance(50));
+                self.change([What::Remove(leader.unwrap_or(id))]);
+            }
             _ => {}
+        }
+    }
+
+    /// A joint change is through in no time, unless something happens to it.
+    fn amid(&mut self) {
+        if self.agenda.now() >= TROUBLE || self.rng.chance(40) {
+            return;
+        }
+        let all: Vec<u64> = self.machines.keys().copied().collect();
+        let (crashes, cuts) = (self.rng.within(0..70), self.rng.chance(40));
+        for id in &all {
+            if self.rng.chance(crashes) {
+                self.crash(*id);
+            }
+            if cuts && self.rng.chance(50) {
+                self.network.part(&[*id], &all);
+            }
         }
     }
 
@@ -568,34 +621,53 @@ impl World {
         }
     }
 
-    /// A new machine asks to be a member.
+    /// New machines ask to be members, in the place of others or beside them.
     fn join(&mut self) {
-        let id = self.machines.keys().max().map_or(1, |last| last + 1);
-        let machine = Machine::new(&mut self.rng);
-        self.machines.insert(id, machine);
-        self.agenda.after(Duration::ZERO, Event::Restart(id));
-        self.agenda.after(TICK, Event::Tick(id));
-        self.change(What::Add(known(id, true)));
-        self.agenda.after(TICK, Event::Promote(id));
-    }
-
-    /// It is promoted as soon as the leader finds it in sync.
-    fn promote(&mut self, id: u64) {
-        let by = |member: &Member| member.applied.members.get(id).map(|known| known.is_learner);
-        let seen = self.members().filter(|(other, _)| *other != id).find_map(|(_, m)| by(m));
-        match seen {
-            Some(false) => return,
-            Some(true) => self.change(What::Promote(id)),
-            None => self.change(What::Add(known(id, true))),
+        let all: Vec<u64> = self.machines.keys().copied().collect();
+        let last = all.last().copied().unwrap_or(0);
+        let new: Vec<u64> = (last + 1..=last + self.rng.within(1..3)).collect();
+        let mut stay: Vec<u64> = all.into_iter().filter(|id| !self.gone.contains(id)).collect();
+        let mut old = Vec::new();
+        // Most of them may go at once, and the leader among them.
+        for _ in 0..self.rng.within(0..4) {
+            if stay.len() + new.len() > 3 {
+                old.push(stay.swap_remove(self.rng.place(stay.len())));
+            }
         }
-        self.agenda.after(TICK * 3, Event::Promote(id));
+        for id in &new {
+            let machine = Machine::new(&mut self.rng);
+            self.machines.insert(*id, machine);
+            self.agenda.after(Duration::ZERO, Event::Restart(*id));
+            self.agenda.after(TICK, Event::Tick(*id));
+        }
+        self.change(new.iter().map(|id| What::Add(known(*id, true))));
+        self.agenda.after(TICK, Event::Promote(new, old));
     }
 
-    fn change(&mut self, what: What) {
+    /// They are promoted as soon as the leader finds them in sync, and others go with the same change.
+    fn promote(&mut self, new: Vec<u64>, old: Vec<u64>) {
+        let knows = |member: &Member| {
+            let known = new.iter().filter_map(|id| member.applied.members.get(*id));
+            let learners: Vec<bool> = known.map(|known| known.is_learner).collect();
+            (!learners.is_empty()).then_some(learners)
+        };
+        let seen = self.members().filter(|(id, _)| !new.contains(id)).find_map(|(_, m)| knows(m));
+        match seen {
+            Some(learners) if !learners.contains(&true) => return,
+            Some(_) => {
+                let promoted = new.iter().copied().map(What::Promote);
+                self.change(promoted.chain(old.iter().copied().map(What::Remove)));
+            }
+            None => self.change(new.iter().map(|id| What::Add(known(*id, true)))),
+        }
+        self.agenda.after(TICK * 3, Event::Promote(new, old));
+    }
+
+    fn change(&mut self, steps: impl IntoIterator<Item = What>) {
         self.tickets += 1;
         let ticket = self.tickets;
         if let Some(leader) = self.leader() {
-            self.ask(leader, ticket, Request::Members(Change { what: Some(what) }));
+            self.ask(leader, ticket, Request::Members(Change::of(steps)));
         }
     }
 
