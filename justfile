@@ -51,6 +51,11 @@ bench-cluster:
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(uname -m)-unknown-linux-gnu" -p ironclad-pause -p ironclad-demo
     cargo bench -p integration-tests --bench cluster
 
+# three members killed, stopped, cut off and filled up for so long, while clients look (needs root); see integration-tests/tests/store_chaos.rs
+chaos seed="1" seconds="0":
+    cargo build -p ironclad-store -p ironclad-auth --bins
+    SEED={{seed}} SECONDS={{seconds}} cargo test -p integration-tests --test store_chaos
+
 # the store beside Debian's etcd: one and three members, memory, start and disk (half an hour); the figures of docs/benchmarks.md
 bench-store seconds="5":
     cargo build --release -p ironclad-store --bins --examples

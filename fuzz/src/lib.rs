@@ -38,6 +38,12 @@ pub const TARGETS: &[Target] = &[
         \"$setElementOrder/containers\":[{\"name\":\"b\"}]}}",
     ]),
     ("etcd_request", etcd_request, &[b"\n\x01a\x12\x01b", b"\x12\x08\x12\x06\n\x01a\x12\x01b", b"\n\x01a\x18\x05 \x03"]),
+    ("auth_request", auth_request, &[b"\n\x01a\x12\x01b\x1a\x02\x08\x01", b"\n\x01a\x12\x07\x08\x02\x12\x01k\x1a\0"]),
+    ("store_op", store_op, &[
+        b"\x01\n\x01a\x12\x01b", b"\x03\x12\x08\x12\x06\n\x01a\x12\x01b",
+        b"@\x01\n\x01a", b"A\x01\0\0\0\0\0\0\0\x01\0\0\0u\x01\n\x01a",
+    ]),
+    ("peer_message", peer_message, &[b"\n\x02\x08\x03\n\0", b"\n\x08\x08\x05\x10\x02\x1a\x02\x08\x03\x12\x01x"]),
     ("store_record", store_record, &[b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x03abc"]),
     ("dns_name", dns_name, &[b"web.default.svc.cluster.local", b"_http._tcp.web.default.svc.cluster.local", b"1-2-3-4.a.pod"]),
 ];
@@ -188,6 +194,43 @@ pub fn etcd_request(data: &[u8]) {
         let _read_only = store::mvcc::check::read_only(request);
     });
     same::<etcd::WatchRequest>(data, |_| {});
+}
+
+fn comes_back<M: Message + Default + PartialEq + std::fmt::Debug>(data: &[u8]) {
+    if let Ok(message) = M::decode(data) {
+        assert_eq!(M::decode(message.encode_to_vec().as_slice()).as_ref(), Ok(&message));
+    }
+}
+
+/// What etcd's clients say of users and roles.
+pub fn auth_request(data: &[u8]) {
+    comes_back::<etcd::AuthenticateRequest>(data);
+    comes_back::<etcd::AuthUserAddRequest>(data);
+    comes_back::<etcd::AuthUserGetRequest>(data);
+    comes_back::<etcd::AuthUserChangePasswordRequest>(data);
+    comes_back::<etcd::AuthUserGrantRoleRequest>(data);
+    comes_back::<etcd::AuthUserRevokeRoleRequest>(data);
+    comes_back::<etcd::AuthRoleGrantPermissionRequest>(data);
+    comes_back::<etcd::AuthRoleRevokePermissionRequest>(data);
+    comes_back::<store::auth::Auth>(data);
+}
+
+/// An entry of the store's log, with who proposed it.
+pub fn store_op(data: &[u8]) {
+    use store::mvcc::Op;
+    if let Ok((by, op)) = Op::decode_by(Bytes::copy_from_slice(data)) {
+        let written = op.encode_by(&by);
+        let (again_by, again) = Op::decode_by(written.clone().into()).expect("our own entry");
+        assert_eq!(again.encode_by(&again_by), written);
+    }
+}
+
+/// What members of a store say to each other.
+pub fn peer_message(data: &[u8]) {
+    comes_back::<wire::store::Batch>(data);
+    comes_back::<wire::store::Chunk>(data);
+    comes_back::<store::members::Members>(data);
+    comes_back::<store::members::Change>(data);
 }
 
 /// What the store reads back from its disk.

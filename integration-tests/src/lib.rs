@@ -6,6 +6,7 @@
 
 pub mod apart;
 pub mod etcd;
+pub mod lab;
 pub mod load;
 pub mod machine;
 pub mod members;

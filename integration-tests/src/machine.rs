@@ -59,6 +59,12 @@ pub fn images() -> PathBuf {
     target().join(format!("{}-unknown-linux-gnu/release", std::env::consts::ARCH))
 }
 
+/// What this machine lacks of these.
+#[must_use]
+pub fn lacks_of(needs: &[&str]) -> Vec<&'static str> {
+    lacks().into_iter().filter(|what| needs.contains(what)).collect()
+}
+
 /// What this machine lacks to run pods.
 #[must_use]
 pub fn lacks() -> Vec<&'static str> {

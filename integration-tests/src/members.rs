@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // of tests only
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,9 +33,7 @@ impl Members {
     /// When no port or directory can be had.
     pub fn prepare(count: usize) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let pki = dir.path().join("pki").display().to_string();
-        let program = program("ironclad-pki")?.display().to_string();
-        machine::output(&program, &[&pki, "127.0.0.1", "10.96.0.1", "--node", "m=127.0.0.1"])?;
+        authority(&dir.path().join("pki"))?;
         // All are held at the same time, so that no port comes twice.
         let held: Vec<_> = (0..count * 2)
             .map(|_| std::net::TcpListener::bind("127.0.0.1:0"))
@@ -49,6 +47,16 @@ impl Members {
             child: None,
         };
         Ok(Self { dir, all: ports.chunks(2).map(member).collect() })
+    }
+
+    /// Another authority, with certificates like those of the first, and their directory.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn authority(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let pki = self.dir.path().join(name);
+        authority(&pki)?;
+        Ok(pki)
     }
 
     /// Where clients reach a member.
@@ -81,8 +89,22 @@ impl Members {
     /// # Errors
     /// When it cannot be started.
     pub fn begin(&mut self, at: usize, state: &str, cluster: &[usize]) -> anyhow::Result<()> {
+        self.begin_known_by(at, state, cluster, "pki")
+    }
+
+    /// The same for a member whose certificates are in this directory of [`Members::authority`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin_known_by(
+        &mut self,
+        at: usize,
+        state: &str,
+        cluster: &[usize],
+        pki: &str,
+    ) -> anyhow::Result<()> {
         let named = cluster.iter().map(|at| format!("{}={}", Self::name(*at), self.peer_url(*at)));
-        let pki = |file: &str| self.dir.path().join("pki").join(file).display().to_string();
+        let pki = |file: &str| self.dir.path().join(pki).join(file).display().to_string();
         let member = &self.all[at];
         self.all[at].settings = vec![
             format!("name={}", Self::name(at)),
@@ -188,6 +210,12 @@ impl Members {
         }
         Ok(())
     }
+}
+
+fn authority(pki: &Path) -> anyhow::Result<()> {
+    let (program, pki) = (program("ironclad-pki")?, pki.display().to_string());
+    let words = [pki.as_str(), "127.0.0.1", "10.96.0.1", "--node", "m=127.0.0.1"];
+    machine::output(&program.display().to_string(), &words).map(drop)
 }
 
 impl Drop for Members {

@@ -109,5 +109,5 @@ macro_rules! feeds {
 
 feeds! {
     path label_selector field_selector quantity instant json_path json_text yaml_text object protobuf json_patch
-    merge_patch strategic_patch etcd_request store_record dns_name
+    merge_patch strategic_patch etcd_request auth_request store_op peer_message store_record dns_name
 }

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         trial("store_members_are_killed_and_nothing_is_lost", || machine::block_on(killed())),
         trial("store_is_saved_and_restored_elsewhere", || machine::block_on(restored())),
         trial("store_members_come_and_go", || machine::block_on(come_and_go())),
+        trial("store_members_are_known_by_their_authority", || machine::block_on(strangers())),
         trial("etcdctl_looks_at_a_cluster_and_changes_it", || machine::block_on(by_etcdctl()))
             .with_ignored_flag(!has_etcdctl()),
     ];
@@ -357,6 +358,39 @@ async fn by_etcdctl() -> anyhow::Result<()> {
     let left = etcdctl(&all, &["member", "list"])?;
     ensure!(left.len() == 3, "{left:?}");
     members.check_logs(&["removed from the cluster"])
+}
+
+/// A peer with a certificate of another authority, or none, is no member, and both sides say so.
+async fn strangers() -> anyhow::Result<()> {
+    daemon::tls::install_provider();
+    let mut members = Members::prepare(3)?;
+    let theirs = members.authority("theirs")?;
+    members.begin(0, "new", &FIRST)?;
+    members.begin(1, "new", &FIRST)?;
+    members.begin_known_by(2, "new", &FIRST, "theirs")?;
+    leader(&members, &[0, 1]).await?;
+    soon("two write", async || put(&members.endpoint(0), "key", "x").await).await?;
+    soon("both sides say that they do not know each other", async || {
+        let (ours, stranger) = (members.log(0)?, members.log(2)?);
+        ensure!(ours.contains("TLS handshake failed"), "the listening side:\n{ours}");
+        ensure!(!stranger.contains("reached a member"), "it was reached:\n{stranger}");
+        ensure!(stranger.contains("cannot reach a member"), "the calling side:\n{stranger}");
+        Ok(())
+    })
+    .await?;
+    ensure!(put(&members.endpoint(2), "key", "y").await.is_err(), "a stranger wrote");
+
+    let read = |file: &str| std::fs::read_to_string(theirs.with_file_name("pki").join(file));
+    let stranger = |file: &str| std::fs::read_to_string(theirs.join(file));
+    let own = (read("node-m.crt")?, read("node-m.key")?);
+    let foreign = (stranger("node-m.crt")?, stranger("node-m.key")?);
+    for (identity, taken) in [(Some(own), true), (Some(foreign), false), (None, false)] {
+        let tls = daemon::tls::ClientTls { ca: read("ca.crt")?, identity, server_name: None };
+        let channel = daemon::channel::connect(&members.peer_url(0), Some(&tls))?;
+        let listed = ClusterClient::new(channel).member_list(MemberListRequest::default()).await;
+        ensure!(listed.is_ok() == taken, "taken: {taken}, but {listed:?}");
+    }
+    members.check_logs(&[])
 }
 
 /// A backup of one cluster becomes another, whose revisions are beyond all that were ever seen.

@@ -119,10 +119,18 @@ where
     let Some(acceptor) = acceptor else {
         return http(stream, peer, PeerCertificates::default(), service, ctx).await;
     };
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
         .await
-        .context("TLS handshake took too long")?
-        .context("TLS handshake")?;
+        .context("TLS handshake took too long")?;
+    let stream = match shaken {
+        Ok(stream) => stream,
+        // Who only looks whether the port is open says nothing and goes.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+        Err(error) => {
+            tracing::info!(%peer, %error, "TLS handshake failed");
+            return Ok(());
+        }
+    };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates =
         PeerCertificates(certificates.iter().map(|c| c.clone().into_owned()).collect());

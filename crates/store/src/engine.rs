@@ -107,6 +107,8 @@ pub struct Engine {
     pub leases_term: AtomicU64,
     /// Held while the archive is filled anew: what it says meanwhile is not all.
     pub refill: RwLock<()>,
+    /// Somebody waits to fill it: whoever reads it at the pace of a client must stop.
+    pub replacing: watch::Sender<bool>,
     /// Up to which revision the archive has everything.
     pub archived: AtomicI64,
     /// Bytes logged since the last snapshot.

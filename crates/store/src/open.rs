@@ -282,6 +282,7 @@ fn start(
         alone: AtomicBool::new(false),
         leases_term: AtomicU64::new(0),
         refill: RwLock::new(()),
+        replacing: watch::Sender::new(false),
         term: AtomicU64::new(0),
         committed: AtomicU64::new(mark.index),
         leader: AtomicU64::new(0),

@@ -85,6 +85,10 @@ pub enum Refusal {
     /// It was not committed in time; it may still be.
     #[error("etcdserver: request timed out")]
     Timeout,
+    /// Whoever led when it was offered does no longer, and a later leader's first entry came without it. It may still
+    /// be committed, if it is on its way.
+    #[error("etcdserver: request timed out, possibly due to previous leader failure")]
+    LeaderLost,
     /// Too many wait.
     #[error("etcdserver: too many requests")]
     TooMany,
@@ -183,6 +187,8 @@ pub struct Replica<D: Disk = SystemDisk> {
     waiting: BTreeMap<u64, u64>,
     deadlines: VecDeque<(u64, u64)>,
     parked: VecDeque<(u64, Parked)>,
+    /// Tickets that were offered to a leader, with the term.
+    offered: VecDeque<(u64, u64)>,
     reads: Reads,
     /// The last committed entry that was given out.
     given: u64,
@@ -221,6 +227,7 @@ impl<D: Disk> Replica<D> {
             waiting: BTreeMap::new(),
             deadlines: VecDeque::new(),
             parked: VecDeque::new(),
+            offered: VecDeque::new(),
             reads: Reads { questions: incarnation, ..Reads::default() },
             given: applied,
             seated: applied,
@@ -445,6 +452,7 @@ impl<D: Disk> Replica<D> {
                 self.parked.push_front((ticket, parked));
                 return;
             }
+            self.offered.push_back((self.node.term(), ticket));
         }
     }
 
@@ -547,10 +555,26 @@ impl<D: Disk> Replica<D> {
             self.given = mark.index;
             committed.push(Committed { mark, ticket, what });
         }
-        if !committed.is_empty() {
+        if let Some(last) = committed.last() {
+            self.lose_before(last.mark.term, output);
             output.work.push(Work::Apply(committed));
         }
         Ok(())
+    }
+
+    /// A leader's first entry comes after all that is left of earlier leaders, so nobody has to wait for them any longer.
+    fn lose_before(&mut self, term: u64, output: &mut Output) {
+        while let Some((offered, ticket)) = self.offered.front().copied() {
+            let waits = self.waiting.contains_key(&ticket);
+            if waits && offered >= term {
+                return;
+            }
+            self.offered.pop_front();
+            if waits {
+                self.waiting.remove(&ticket);
+                output.lost.push((ticket, Refusal::LeaderLost));
+            }
+        }
     }
 
     fn read_entry(&mut self, entry: Entry) -> Result<(Option<u64>, Said), ReplicaError> {

@@ -375,3 +375,42 @@ fn sync_below(dir: &Path) -> io::Result<()> {
     }
     SystemDisk.sync_dir(dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(main: i64, value: &'static [u8]) -> Changes {
+        let kv = wire::mvccpb::KeyValue {
+            key: Bytes::from_static(b"key"),
+            value: Bytes::from_static(value),
+            mod_revision: main,
+            ..Default::default()
+        };
+        let event = wire::mvccpb::Event { kv: Some(kv), ..Default::default() };
+        Changes { main, events: Arc::from(vec![event]) }
+    }
+
+    #[test]
+    fn what_is_held_is_removed_when_the_last_holder_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path(), "boot").unwrap();
+        let at = |main: i64| Revision { main, sub: 0 };
+        let changes = vec![put(2, b"old"), put(3, b"older"), put(4, b"new")];
+        state.write(&Round { changes, revision: 4, ..Round::default() }).unwrap();
+        let forget = |main: i64| {
+            let removed = vec![at(main)];
+            state.write(&Round { removed, revision: 4, ..Round::default() }).unwrap();
+        };
+        let (one, other) = (state.hold(), state.hold());
+        forget(2);
+        assert_eq!(state.value(at(2)).as_deref(), Some(&b"old"[..]));
+        drop(one);
+        forget(3);
+        assert!(state.value(at(2)).is_some() && state.value(at(3)).is_some());
+        drop(other);
+        state.write(&Round { revision: 4, ..Round::default() }).unwrap();
+        assert!(state.value(at(2)).is_none() && state.value(at(3)).is_none());
+        assert_eq!(state.value(at(4)).as_deref(), Some(&b"new"[..]));
+    }
+}

@@ -350,7 +350,9 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
     engine.auth_enabled.store(new.auth.enabled, Ordering::Release);
     {
         // The new state has all its values in memory; the archive is of use again when it is full.
+        engine.replacing.send_replace(true);
         let _refilling = engine.refill.write();
+        engine.replacing.send_replace(false);
         *engine.applied.write() = new.clone();
         let (done, wait) = std::sync::mpsc::sync_channel(1);
         archive.send(Keep::Instead(Box::new(new), done))?;

@@ -36,7 +36,9 @@ impl From<Refusal> for Status {
             Refusal::Auth(error) => auth_status(error),
             Refusal::NotLeader => Self::failed_precondition(refusal.to_string()),
             Refusal::TooMany => Self::resource_exhausted(refusal.to_string()),
-            Refusal::Timeout | Refusal::Stopped => Self::unavailable(refusal.to_string()),
+            Refusal::Timeout | Refusal::LeaderLost | Refusal::Stopped => {
+                Self::unavailable(refusal.to_string())
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
 //! The Maintenance service.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use prost::Message;
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use wire::etcdserverpb::alarm_request::AlarmAction;
 use wire::etcdserverpb::maintenance_server::Maintenance;
@@ -126,35 +129,22 @@ impl Maintenance for Services {
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Blobs>, Status> {
         self.admin(request).await?;
         self.engine.turn().await?;
-        let (engine, parts) = (self.engine.clone(), tokio::sync::mpsc::channel(PARTS_MAX));
-        let (sender, mut receiver) = parts;
+        let engine = self.engine.clone();
+        let (sender, receiver) = tokio::sync::mpsc::channel(PARTS_MAX);
         let runtime = tokio::runtime::Handle::current();
         self.ctx.tasks.blocking(move || {
+            let mut replaced = engine.replacing.subscribe();
             let (_whole, _held) = (engine.refill.read(), engine.state.hold());
             // The clone shares all keys and values, so that nobody waits for this client.
             let applied = engine.applied.read().clone();
             let sent = backup::write(&applied, &*engine.state, |part| {
-                let sending = tokio::time::timeout(PART_TIMEOUT, sender.send(Ok(part)));
-                match runtime.block_on(sending) {
-                    Ok(Ok(())) => Ok(()),
-                    _ => Err(std::io::ErrorKind::BrokenPipe.into()),
-                }
+                runtime.block_on(hand_over(part, &sender, &mut replaced))
             });
-            match sent {
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                    tracing::warn!(%error, "cannot send a snapshot");
-                    let _gone = sender.blocking_send(Err(Status::internal(error.to_string())));
-                }
-                // A client that is gone does not need the rest.
-                _ => {}
+            if let Err(error) = sent {
+                tracing::info!(%error, "a backup was not sent to its end");
             }
         });
-        let parts = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).map(|part| {
-            let backup::Part { blob, remaining_bytes } = part?;
-            let version = VERSION.to_owned();
-            Ok(SnapshotResponse { header: None, remaining_bytes, blob, version })
-        });
-        Ok(Response::new(Box::pin(parts)))
+        Ok(Response::new(Box::pin(to_the_end(receiver))))
     }
 
     async fn move_leader(
@@ -192,6 +182,44 @@ impl Maintenance for Services {
     }
 }
 
+/// Gives a part to the client, which may be slow, but not while a leader waits to replace what is read.
+async fn hand_over(
+    part: backup::Part,
+    sender: &Sender<backup::Part>,
+    replaced: &mut watch::Receiver<bool>,
+) -> io::Result<()> {
+    tokio::select! {
+        sent = tokio::time::timeout(PART_TIMEOUT, sender.send(part)) => match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(io::Error::other("the client is gone")),
+            Err(_) => Err(io::Error::other("the client is too slow")),
+        },
+        _ = replaced.wait_for(|replaced| *replaced) => {
+            Err(io::Error::other("the leader sent another state"))
+        }
+    }
+}
+
+/// The parts, and an error instead of the end if some are missing.
+fn to_the_end(
+    parts: Receiver<backup::Part>,
+) -> impl Stream<Item = Result<SnapshotResponse, Status>> + Send {
+    let all = (parts, true);
+    futures::stream::unfold(all, |(mut parts, more)| async move {
+        if !more {
+            return None;
+        }
+        let Some(part) = parts.recv().await else {
+            let words = "etcdserver: the backup was cut short, ask again";
+            return Some((Err(Status::unavailable(words)), (parts, false)));
+        };
+        let backup::Part { blob, remaining_bytes } = part;
+        let version = VERSION.to_owned();
+        let answer = SnapshotResponse { header: None, remaining_bytes, blob, version };
+        Some((Ok(answer), (parts, remaining_bytes > 0)))
+    })
+}
+
 /// The hash of everything up to a revision (0 is now), that revision and the last compaction.
 async fn hash(services: &Services, asked: i64) -> Result<(u32, i64, i64), Status> {
     let mvcc = services.engine.applied.read().mvcc.clone();
@@ -220,4 +248,40 @@ fn hash_at(mvcc: &Mvcc, archive: &crate::state::State, at: i64) -> Result<u32, E
         }
     }
     Ok(crc.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+
+    fn part(remaining_bytes: u64) -> backup::Part {
+        backup::Part { blob: Bytes::from_static(b"x"), remaining_bytes }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_holds_up_no_leader() {
+        let (sender, _unread) = tokio::sync::mpsc::channel(1);
+        let replacing = watch::Sender::new(false);
+        let mut replaced = replacing.subscribe();
+        hand_over(part(1), &sender, &mut replaced).await.unwrap();
+        let full = hand_over(part(0), &sender, &mut replaced);
+        tokio::pin!(full);
+        assert!(futures::poll!(&mut full).is_pending());
+        replacing.send_replace(true);
+        assert!(full.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_is_cut_short_ends_with_an_error() {
+        for (last, whole) in [(0, true), (1, false)] {
+            let (sender, parts) = tokio::sync::mpsc::channel(2);
+            sender.send(part(2)).await.unwrap();
+            sender.send(part(last)).await.unwrap();
+            drop(sender);
+            let heard: Vec<_> = to_the_end(parts).collect().await;
+            assert_eq!(heard.iter().all(Result::is_ok), whole, "{heard:?}");
+        }
+    }
 }

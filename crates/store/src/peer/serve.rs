@@ -45,7 +45,8 @@ impl Peers {
 }
 
 impl Listener {
-    /// Who calls, if it means us and belongs to our cluster.
+    /// Who calls, if it means us and belongs to our cluster. A member that we do not know is heard: it may have joined, and
+    /// even lead, while we were away, and only its messages tell us so.
     fn caller(&self, metadata: &MetadataMap) -> Result<u64, Status> {
         let ours = self.shared.identity;
         let ids = (id(metadata, CLUSTER), id(metadata, FROM), id(metadata, TO));

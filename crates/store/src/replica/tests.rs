@@ -156,6 +156,25 @@ fn a_read_waits_for_a_quorum_and_a_proposal_for_a_leader() {
 }
 
 #[test]
+fn what_went_down_with_a_leader_is_given_up_when_the_next_one_begins() {
+    let mut group = Group::new(3);
+    let leader = group.leader();
+    let follower = 1 + leader % 3;
+    group.all.remove(&leader);
+    group.step(follower, Input::Propose(7, b"lost".to_vec()));
+    let began = group.all[&follower].replica.ticks;
+    group.leader();
+    group.ticks(2);
+    let one = &group.all[&follower];
+    assert_eq!(one.lost, [(7, Refusal::LeaderLost)]);
+    assert!(one.replica.ticks - began < PATIENCE_TICKS, "that is no sooner than in the end");
+    group.step(follower, Input::Propose(8, b"next".to_vec()));
+    group.settle();
+    group.ticks(2);
+    assert_eq!(group.said(follower), [(Some(8), Bytes::from_static(b"next"))]);
+}
+
+#[test]
 fn a_new_member_begins_with_a_snapshot_and_is_promoted_when_it_has_caught_up() {
     let mut group = Group::new(1);
     let add = |id, is_learner| Change::of([What::Add(member(id, is_learner))]);

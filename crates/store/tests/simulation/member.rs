@@ -220,7 +220,7 @@ impl Member {
                 self.lessor.retry((ticket ^ OWN).cast_signed());
             }
             // Whoever waited in vain cannot know what happened.
-            if refusal != Refusal::Timeout {
+            if !matches!(refusal, Refusal::Timeout | Refusal::LeaderLost) {
                 effects.answers.push((ticket, Heard::Refused));
             }
         }

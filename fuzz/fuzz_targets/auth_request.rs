@@ -1,0 +1,4 @@
+//! Feeds `auth_request` from libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ironclad_fuzz::auth_request(data));

@@ -1,0 +1,4 @@
+//! Feeds `peer_message` from libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ironclad_fuzz::peer_message(data));

@@ -1,0 +1,4 @@
+//! Feeds `store_op` from libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ironclad_fuzz::store_op(data));
