@@ -43,8 +43,8 @@ pub type Turn = oneshot::Sender<Result<(), Refusal>>;
 pub enum Ask {
     /// Replicate an operation.
     Propose(Vec<u8>, Answer),
-    /// Replicate what a leader has decided, if this member still leads.
-    Lead(Vec<u8>, Answer),
+    /// Replicate what the leader of a term has decided, if this member still leads in it.
+    Lead(u64, Vec<u8>, Answer),
     /// Replicate a change of members; only the leader does.
     Change(Change, Answer),
     /// Let a read have its turn.
@@ -327,6 +327,8 @@ impl Engine {
     pub async fn expire_leases(&self) {
         loop {
             tokio::time::sleep(LEASE_CHECK).await;
+            // Whoever led before, and leads again, has given all leases their life once more.
+            let term = self.leases_term.load(Ordering::Acquire);
             if !self.keeps_leases() {
                 continue;
             }
@@ -334,7 +336,7 @@ impl Engine {
             for id in expired {
                 let (answer, reply) = oneshot::channel();
                 let op = Op::Revoke(LeaseRevokeRequest { id });
-                let asked = self.ask(Ask::Lead(op.encode_by(&By::Store), answer));
+                let asked = self.ask(Ask::Lead(term, op.encode_by(&By::Store), answer));
                 let ended = match asked {
                     Ok(()) => reply.await.unwrap_or(Err(Refusal::Stopped)),
                     Err(refusal) => Err(refusal),

@@ -50,8 +50,8 @@ pub enum Input {
     Arrived(Mark, Members, Bytes),
     /// An operation to replicate.
     Propose(u64, Vec<u8>),
-    /// An operation that only a leader may propose, now or never: it was decided on what this leader knows.
-    Lead(u64, Vec<u8>),
+    /// An operation that only the leader of a term may propose, now or never: it was decided on what that leader knew.
+    Lead(u64, u64, Vec<u8>),
     /// A change of members to replicate; taken by leaders only.
     Change(u64, Change),
     /// A read that must see all that was acknowledged before.
@@ -362,10 +362,12 @@ impl<D: Disk> Replica<D> {
                 self.wait(ticket);
                 self.park(ticket, Parked::Operation(data), output);
             }
-            Input::Lead(ticket, data) => {
+            Input::Lead(ticket, term, data) => {
                 let data = envelope(self.id, ticket, OPERATION, &data);
-                if self.node.leads() && self.node.propose(data).is_ok() {
+                let leads = self.node.leads() && self.node.term() == term;
+                if leads && self.node.propose(data).is_ok() {
                     self.wait(ticket);
+                    self.offered.push_back((term, ticket));
                 } else {
                     output.lost.push((ticket, Refusal::NotLeader));
                 }

@@ -89,7 +89,9 @@ impl Desk {
                 let bytes = data.len();
                 (Waiter::Answer(answer), Input::Propose(ticket, data), bytes)
             }
-            Ask::Lead(data, answer) => (Waiter::Answer(answer), Input::Lead(ticket, data), 0),
+            Ask::Lead(term, data, answer) => {
+                (Waiter::Answer(answer), Input::Lead(ticket, term, data), 0)
+            }
             Ask::Change(change, answer) => {
                 (Waiter::Answer(answer), Input::Change(ticket, change), 0)
             }

@@ -175,6 +175,19 @@ fn what_went_down_with_a_leader_is_given_up_when_the_next_one_begins() {
 }
 
 #[test]
+fn what_a_leader_decided_in_an_earlier_term_is_not_proposed_in_a_later_one() {
+    let mut group = Group::new(3);
+    let leader = group.leader();
+    let term = group.all[&leader].replica.node().term();
+    group.step(leader, Input::Lead(7, term, b"now".to_vec()));
+    group.step(leader, Input::Lead(8, term - 1, b"then".to_vec()));
+    group.settle();
+    group.ticks(2);
+    assert_eq!(group.said(leader), [(Some(7), Bytes::from_static(b"now"))]);
+    assert_eq!(group.all[&leader].lost, [(8, Refusal::NotLeader)]);
+}
+
+#[test]
 fn a_new_member_begins_with_a_snapshot_and_is_promoted_when_it_has_caught_up() {
     let mut group = Group::new(1);
     let add = |id, is_learner| Change::of([What::Add(member(id, is_learner))]);

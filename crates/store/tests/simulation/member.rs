@@ -306,10 +306,11 @@ impl Member {
         if !self.keeps_leases() && !follows {
             return Vec::new();
         }
+        let term = self.term();
         let revoke = |id: i64| {
             let ticket = OWN | id.cast_unsigned();
             let op = Op::Revoke(LeaseRevokeRequest { id }).encode();
-            if follows { Input::Propose(ticket, op) } else { Input::Lead(ticket, op) }
+            if follows { Input::Propose(ticket, op) } else { Input::Lead(ticket, term, op) }
         };
         self.lessor.expired(now).into_iter().map(revoke).collect()
     }
