@@ -10,13 +10,16 @@
 mod checks;
 #[path = "simulation/clients.rs"]
 mod clients;
+#[path = "simulation/counts.rs"]
+mod counts;
 #[path = "simulation/member.rs"]
 mod member;
 #[path = "simulation/world.rs"]
 mod world;
 
+use counts::Counts;
 use member::Bug;
-use world::{Counts, World};
+use world::World;
 
 /// Worlds in CI.
 const SEEDS: u64 = 200;
