@@ -10,7 +10,7 @@ use crate::mvcc::record::{self, REVISION_BYTES};
 use crate::mvcc::{LARGE_BYTES, Revision};
 
 /// Bytes at which a block is full. Reading one old value reads its block.
-const BLOCK_BYTES: usize = 16 << 10;
+const BLOCK_BYTES: usize = 8 << 10;
 const HEAD_BYTES: usize = REVISION_BYTES + 4;
 
 /// A block and the revision of its first record.
@@ -128,7 +128,7 @@ mod tests {
     fn what_was_packed_comes_back_in_order() {
         let sizes: Vec<u32> = (0..40).map(|n| n * 30).collect();
         let blocks = pack(&sizes);
-        assert!(blocks.len() == 2, "{}", blocks.len());
+        assert!(blocks.len() > 2, "{}", blocks.len());
         let mut found = Vec::new();
         for (first, block) in &blocks {
             assert_eq!(records(block).next().map(|(at, _)| at), Some(*first));
