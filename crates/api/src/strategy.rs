@@ -5,6 +5,8 @@ use crate::meta;
 use crate::object::{Map, Value};
 use crate::time::{self, Timestamp};
 
+pub(crate) mod service;
+
 /// What the server gives a new object.
 #[derive(Clone, Copy, Debug)]
 pub struct Birth<'a> {

@@ -4,7 +4,7 @@ use super::{Generation, NameRule, RW, Row};
 use crate::columns;
 use crate::defaults::{kinds, pod};
 use crate::rules;
-use crate::strategy::kinds as strategy;
+use crate::strategy::{kinds as strategy, service};
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Binding", "bindings", "binding")
@@ -130,6 +130,7 @@ pub(super) const ROWS: &[Row] = &[
         .prefix("services/specs")
         .selectable(&[("spec.clusterIP", ""), ("spec.type", "")])
         .columns("Name, Type, Cluster-IP, External-IP, Port(s), Age, Selector*", columns::core::service)
+        .on_update(service::update)
         .rules(rules::service::service)
         .create_on_update()
         .defaults(kinds::service),
