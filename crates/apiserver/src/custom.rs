@@ -8,6 +8,7 @@ use daemon::Context;
 use crate::registry::Api;
 
 const SHELF: &str = "apiextensions.k8s.io/customresourcedefinitions";
+const QUEUE: &str = "crdEstablishing";
 
 /// Reads the definitions there are, and follows them as a part of the daemon.
 pub(crate) fn start(api: &Arc<Api>, ctx: &Context) {
@@ -20,7 +21,9 @@ pub(crate) fn start(api: &Arc<Api>, ctx: &Context) {
                 () = shutdown.cancelled() => return Ok(()),
                 more = changed.changed() => if more.is_err() { return Ok(()) },
             }
+            api.metrics.queued(QUEUE, 1);
             refresh(&api);
+            api.metrics.queued(QUEUE, 0);
         }
     });
 }
