@@ -19,41 +19,54 @@ pub fn apply(object: &mut Value, resource: &Resource) {
     if let Some(f) = resource.defaults {
         f(object);
     }
-    canonicalize(object, &resource.schema);
+    complete(object, &resource.schema, Empties::Written);
 }
 
 /// An object of type `ty` with nothing set, as a server makes it before reading: without defaults.
 pub fn zero(ty: &Type) -> Value {
     let mut v = Value::object();
-    complete(&mut v, ty, false);
+    complete(&mut v, ty, Empties::Zero);
     v
 }
 
 /// Brings an object of type `ty` into canonical form, schema defaults included.
 pub fn canonicalize(object: &mut Value, ty: &Type) {
-    complete(object, ty, true);
+    complete(object, ty, Empties::Default);
 }
 
-fn complete(object: &mut Value, ty: &Type, defaults: bool) {
+/// What becomes of values that are absent or empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Empties {
+    /// Their zero value.
+    Zero,
+    /// Their default.
+    Default,
+    /// The same, but an empty list that somebody wrote where one is always shown stays until it is stored: its writer
+    /// owns it.
+    Written,
+}
+
+fn complete(object: &mut Value, ty: &Type, empties: Empties) {
     let Value::Object(map) = object else { return };
     for field in ty.fields.iter() {
         match map.get_mut(&field.name) {
             Some(v) => {
-                walk(v, &field.shape);
+                walk(v, &field.shape, empties);
+                let written = empties == Empties::Written && field.keep && v.as_array().is_some();
                 if v.is_null() && !field.keep {
                     map.remove(&field.name);
-                } else if !field.pointer && v.is_empty() {
-                    settle_empty(map, field, defaults);
+                } else if !field.pointer && v.is_empty() && !written {
+                    settle_empty(map, field, empties);
                 }
             }
-            None => settle_empty(map, field, defaults),
+            None => settle_empty(map, field, empties),
         }
     }
 }
 
 /// An absent or empty value becomes its default, its zero value, or nothing.
-fn settle_empty(map: &mut Map, field: &Field, defaults: bool) {
-    if defaults && !field.default.is_empty() {
+fn settle_empty(map: &mut Map, field: &Field, empties: Empties) {
+    if empties != Empties::Zero && !field.default.is_empty() {
         if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
             map.insert(field.name.as_ref(), v);
         }
@@ -66,7 +79,7 @@ fn settle_empty(map: &mut Map, field: &Field, defaults: bool) {
     let zero = match &field.shape {
         Shape::Object(ty) if !field.pointer => {
             let mut v = Value::object();
-            complete(&mut v, ty, defaults);
+            complete(&mut v, ty, empties);
             v
         }
         Shape::String => Value::from(""),
@@ -80,14 +93,14 @@ fn settle_empty(map: &mut Map, field: &Field, defaults: bool) {
     map.insert(field.name.as_ref(), zero);
 }
 
-fn walk(value: &mut Value, shape: &Shape) {
+fn walk(value: &mut Value, shape: &Shape, empties: Empties) {
     match (shape, value) {
-        (Shape::Object(ty), v @ Value::Object(_)) => canonicalize(v, ty),
+        (Shape::Object(ty), v @ Value::Object(_)) => complete(v, ty, empties),
         (Shape::List(item), Value::Array(items)) if is_deep(&item.shape) => {
-            items.iter_mut().for_each(|v| walk(v, &item.shape));
+            items.iter_mut().for_each(|v| walk(v, &item.shape, empties));
         }
         (Shape::Map(item), Value::Object(map)) if is_deep(&item.shape) => {
-            map.iter_mut().for_each(|(_, v)| walk(v, &item.shape));
+            map.iter_mut().for_each(|(_, v)| walk(v, &item.shape, empties));
         }
         _ => {}
     }

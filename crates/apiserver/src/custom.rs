@@ -16,6 +16,7 @@ use crate::registry::Api;
 use crate::request::{Action, Body, DeleteOptions, FieldValidation, Format, Request, WriteOptions};
 
 const SHELF: &str = "apiextensions.k8s.io/customresourcedefinitions";
+const QUEUE: &str = "crdEstablishing";
 const MANAGER: &str = "kube-apiserver";
 /// When what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -32,7 +33,9 @@ pub(crate) fn start(api: &Arc<Api>, ctx: &Context) {
         let mut emptying: BTreeSet<String> = BTreeSet::new();
         loop {
             let definitions = refresh(&api);
+            api.metrics.queued(QUEUE, 1);
             let settled = settle(&api, &definitions).await;
+            api.metrics.queued(QUEUE, 0);
             emptying.retain(|uid| definitions.iter().any(|d| api::meta::uid(d) == uid));
             for definition in definitions.iter().filter(|d| goes(d)) {
                 // Each is emptied by a task of its own, which ends when the definition is gone.
