@@ -234,6 +234,37 @@ pub(crate) mod kinds {
         v.set("status", crate::json!({"phase": "Pending"}));
     }
 
+    /// A claim waits to be bound; what it is made of is said in both fields that there are for it (KEP-1495).
+    pub(crate) fn claim_create(v: &mut Value) {
+        pending(v);
+        data_sources(v, &Value::Null);
+    }
+
+    /// See `claim_create`.
+    pub(crate) fn claim_update(new: &mut Value, old: &Value) {
+        data_sources(new, &old["spec"]);
+    }
+
+    fn data_sources(v: &mut Value, old: &Value) {
+        let Some(spec) = v.get_mut("spec") else { return };
+        let source = &spec["dataSource"];
+        let known = matches!(
+            (source["apiGroup"].text(), source["kind"].text()),
+            ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+        );
+        if !known && !old.has("dataSource") && !old.has("dataSourceRef") {
+            spec.remove("dataSource");
+        }
+        let (one, other) = (spec["dataSource"].clone(), spec["dataSourceRef"].clone());
+        if !one.is_null() && other.is_null() {
+            spec.set("dataSourceRef", one);
+        } else if one.is_null() && !other.is_null() && other["namespace"].text().is_empty() {
+            let mut one = other;
+            one.remove("namespace");
+            spec.set("dataSource", one);
+        }
+    }
+
     /// A definition knows from the start which names and versions it will serve.
     pub(crate) fn definition_create(v: &mut Value) {
         let stored =
