@@ -19,6 +19,7 @@ use crate::request::{
 };
 
 mod discovery;
+mod gather;
 mod negotiate;
 mod path;
 mod portforward;
