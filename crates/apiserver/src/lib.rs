@@ -115,6 +115,7 @@ pub async fn open(
         clock: ctx.clock.clone(),
         leases: registry::commit::Leases::default(),
         metrics: metrics::Metrics::new(&ctx.metrics),
+        bodies: http::Bodies::default(),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);
