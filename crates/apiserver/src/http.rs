@@ -190,7 +190,7 @@ async fn action(
     verb: &str,
     parts: &Parts,
     body: HttpBody,
-    room: &mut Room,
+    room: &mut Room<'_>,
     query: &Query,
 ) -> Result<Action, ApiError> {
     let content = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());

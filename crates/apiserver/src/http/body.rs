@@ -17,44 +17,62 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the bodies of all requests that are not answered yet may have together. As a tree a body can be twenty times as
 /// large, so this stands for a little more than a gigabyte.
 const BODIES_KIB_MAX: usize = 64 << 10;
+/// The half of it that only the beginnings of bodies may have, and how long those are: a few large bodies that never end
+/// keep no small ones out.
+const BEGINNINGS_KIB_MAX: usize = BODIES_KIB_MAX / 2;
+const BEGINNING_BYTES: usize = 64 << 10;
 /// When a client that found no room may come again.
 const RETRY_S: u32 = 1;
 
 /// The room for bodies.
 #[derive(Debug)]
-pub(crate) struct Bodies(Arc<Semaphore>);
+pub(crate) struct Bodies {
+    beginnings: Arc<Semaphore>,
+    rest: Arc<Semaphore>,
+}
 
 impl Default for Bodies {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BODIES_KIB_MAX)))
+        Self {
+            beginnings: Arc::new(Semaphore::new(BEGINNINGS_KIB_MAX)),
+            rest: Arc::new(Semaphore::new(BODIES_KIB_MAX - BEGINNINGS_KIB_MAX)),
+        }
     }
 }
 
 /// What one request has of it, until it is answered.
 #[derive(Debug)]
-pub(super) struct Room {
-    all: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
+pub(super) struct Room<'a> {
+    all: &'a Bodies,
+    beginning: Option<OwnedSemaphorePermit>,
+    rest: Option<OwnedSemaphorePermit>,
+    bytes: usize,
 }
 
 impl Bodies {
     /// Room for one request, none yet.
-    pub(super) fn room(&self) -> Room {
-        Room { all: self.0.clone(), held: None }
+    pub(super) fn room(&self) -> Room<'_> {
+        Room { all: self, beginning: None, rest: None, bytes: 0 }
     }
 }
 
-impl Room {
+impl Room<'_> {
     fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let (from, held) = if self.bytes < BEGINNING_BYTES {
+            (&self.all.beginnings, &mut self.beginning)
+        } else {
+            (&self.all.rest, &mut self.rest)
+        };
+        self.bytes += bytes;
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let more = self.all.clone().try_acquire_many_owned(kib);
+        let more = from.clone().try_acquire_many_owned(kib);
         let more = more.map_err(|_| ApiError::TooManyRequests {
             message: "too many requests, please try again later".into(),
             retry_after_s: RETRY_S,
         })?;
-        match &mut self.held {
+        match held {
             Some(held) => held.merge(more),
-            None => self.held = Some(more),
+            None => *held = Some(more),
         }
         Ok(())
     }
@@ -99,27 +117,37 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Full;
-
     use super::*;
 
+    /// A body that comes in pieces.
     fn body(bytes: usize) -> HttpBody {
-        HttpBody::new(Full::new(Bytes::from(vec![b'x'; bytes])))
+        const PIECE_BYTES: usize = 16 << 10;
+        let pieces = (0..bytes).step_by(PIECE_BYTES).map(move |from| {
+            let piece = vec![b'x'; PIECE_BYTES.min(bytes - from)];
+            Ok::<_, std::convert::Infallible>(http_body::Frame::data(piece.into()))
+        });
+        HttpBody::new(http_body_util::StreamBody::new(futures::stream::iter(pieces)))
     }
 
     #[tokio::test]
-    async fn bodies_have_room_for_so_many_and_no_more() {
-        let bodies = Bodies::default();
+    async fn large_bodies_have_room_for_so_many_and_leave_some_for_small_ones() {
+        let (bodies, large) = (Bodies::default(), 2 << 20);
         let mut held = Vec::new();
-        for _ in 0..BODIES_KIB_MAX / 2048 {
+        loop {
             let mut room = bodies.room();
-            assert_eq!(room.read(body(2 << 20)).await.unwrap().len(), 2 << 20);
+            match room.read(body(large)).await {
+                Ok(read) => assert_eq!(read.len(), large),
+                Err(refused) => {
+                    assert_eq!(refused.status().0, 429);
+                    break;
+                }
+            }
             held.push(room);
+            assert!(held.len() * large <= BODIES_KIB_MAX << 10);
         }
-        let refused = bodies.room().read(body(1)).await.unwrap_err();
-        assert_eq!(refused.status().0, 429);
+        assert!(bodies.room().read(body(4 << 10)).await.is_ok());
         held.pop();
-        assert!(bodies.room().read(body(1)).await.is_ok());
+        assert!(bodies.room().read(body(large)).await.is_ok());
     }
 
     #[tokio::test]
