@@ -45,6 +45,7 @@ pub(crate) struct Api {
     pub(crate) clock: Clock,
     pub(crate) leases: commit::Leases,
     pub(crate) metrics: crate::metrics::Metrics,
+    pub(crate) bodies: crate::http::Bodies,
 }
 
 /// The store's failure as the client hears of it.

@@ -1,7 +1,8 @@
 //! TLS settings as daemons state them, and the rustls configurations made of them.
 
+use std::any::Any;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, bail};
 use rustls::pki_types::pem::PemObject;
@@ -49,6 +50,21 @@ pub struct ServerTls {
 /// The certificates that the client of this connection proved, leaf first; empty without one.
 #[derive(Debug, Clone, Default)]
 pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
+
+/// What a service has read from the client's certificates, kept for all requests of the connection, as whose extension it
+/// comes. What that is only the service knows.
+#[derive(Debug, Clone, Default)]
+pub struct PeerNamed(Arc<OnceLock<Box<dyn Any + Send + Sync>>>);
+
+impl PeerNamed {
+    /// What is kept, made by `make` at the first request; none if it was of another type then.
+    pub fn get_or_make<T: Clone + Send + Sync + 'static>(
+        &self,
+        make: impl FnOnce() -> T,
+    ) -> Option<T> {
+        self.0.get_or_init(|| Box::new(make())).downcast_ref().cloned()
+    }
+}
 
 fn read(path: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(Path::new(path)).with_context(|| format!("read {path}"))

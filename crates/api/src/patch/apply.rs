@@ -285,7 +285,7 @@ fn settle_times(old: Option<&Value>, new: &mut Value) {
         list.sort_by_key(Value::to_bytes);
         list
     };
-    if timeless(old) == timeless(new) && bare(old) == bare(new) {
+    if crate::meta::same_but(old, new, "managedFields") && timeless(old) == timeless(new) {
         let stored = old["metadata"]["managedFields"].clone();
         crate::meta::set(new, "managedFields", stored);
     }
@@ -319,8 +319,7 @@ pub fn track_update(old: Option<&Value>, new: &mut Value, resource: &Resource, w
             &fresh
         }
     };
-    let (old_bare, new_bare) = (bare(old_value), bare(new));
-    update(&mut owners, &old_bare, &new_bare, resource, writer);
+    update(&mut owners, old_value, new, resource, writer);
     write_owners(new, owners);
     settle_times(old, new);
 }

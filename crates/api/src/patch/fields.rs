@@ -30,10 +30,7 @@ impl Set {
 
     /// The set below `element`, made if absent.
     pub fn child(&mut self, element: &str) -> &mut Set {
-        if !self.below.contains_key(element) {
-            self.below.insert(element.into(), Set::default());
-        }
-        self.below.get_mut(element).expect("just inserted")
+        self.below.entry(element.into()).or_default()
     }
 
     /// All paths of both.
