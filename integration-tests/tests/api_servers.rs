@@ -225,7 +225,7 @@ async fn killed() -> anyhow::Result<()> {
         done??;
     }
     let acknowledged = known.acknowledged.lock().clone();
-    for at in 0..2 {
+    for (at, seen) in seen.iter().enumerate() {
         let rest = servers.rest(at).await?;
         let (_, list) = rest.ask(Method::GET, MAPS, "").await?;
         let there: BTreeSet<String> =
@@ -233,7 +233,7 @@ async fn killed() -> anyhow::Result<()> {
         let lost: Vec<&String> = acknowledged.difference(&there).collect();
         ensure!(lost.is_empty(), "server {at} lost {lost:?}");
         let all_seen = async || {
-            let missing = acknowledged.difference(&*seen[at].lock()).count();
+            let missing = acknowledged.difference(&*seen.lock()).count();
             ensure!(missing == 0, "{missing} of {} not seen", acknowledged.len());
             Ok(())
         };

@@ -105,6 +105,16 @@ pub fn install_provider() {
     let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
+/// Makes the crypto provider draw its first random number, before which it measures the machine for some 50 ms. A server that
+/// does this beside its other preparations does not keep its first client waiting.
+pub fn prepare_random() {
+    install_provider();
+    let random = rustls::crypto::CryptoProvider::get_default().map(|p| p.secure_random);
+    if let Some(Err(error)) = random.map(|random| random.fill(&mut [0; 1])) {
+        tracing::warn!(?error, "no random numbers yet");
+    }
+}
+
 impl ServerTls {
     /// The rustls form, offering HTTP/2 and HTTP/1.1.
     ///
