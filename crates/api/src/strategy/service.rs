@@ -51,6 +51,14 @@ fn keep_allocated(n: &mut Value, o: &Value) {
         if n["clusterIPs"].is_empty() && n["clusterIP"] == o["clusterIP"] {
             take(n, o, "clusterIPs");
         }
+        // One address keeps its family; two may become one, of which the server then decides.
+        if n["clusterIPs"] == o["clusterIPs"] {
+            for key in ["ipFamilies", "ipFamilyPolicy"] {
+                if !n.has(key) {
+                    take(n, o, key);
+                }
+            }
+        }
     }
     if needs_node_port(n) && needs_node_port(o) {
         keep_node_ports(n, o);
@@ -139,6 +147,11 @@ mod tests {
                 r#"{"type":"ClusterIP"}"#,
                 r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ClusterIP"}"#,
                 r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ClusterIP"}"#,
+            ),
+            (
+                r#"{"type":"ClusterIP"}"#,
+                r#"{"clusterIPs":["1"],"ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack"}"#,
+                r#"{"clusterIPs":["1"],"ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","type":"ClusterIP"}"#,
             ),
             (
                 r#"{"ports":[{"name":"a"},{"name":"b","nodePort":1}],"type":"NodePort"}"#,
