@@ -276,4 +276,16 @@ pub(crate) mod kinds {
         v.set("status", Value::object());
         v.set_at(&["status", "storedVersions"], stored);
     }
+
+    /// Objects may be stored in every version that ever was the one to store.
+    pub(crate) fn definition_update(new: &mut Value, _: &Value) {
+        let versions = new["spec"]["versions"].items().iter();
+        let stored = versions.filter(|x| x["storage"].as_bool() == Some(true)).map(|x| &x["name"]);
+        let mut all = new["status"]["storedVersions"].items().to_vec();
+        let missing: Vec<Value> = stored.filter(|name| !all.contains(name)).cloned().collect();
+        if !missing.is_empty() {
+            all.extend(missing);
+            new.set_at(&["status", "storedVersions"], all);
+        }
+    }
 }

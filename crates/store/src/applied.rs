@@ -2,7 +2,7 @@
 
 use crate::auth::{Auth, Change, Sessions};
 use crate::members::Members;
-use crate::mvcc::{Archive, Changes, Mvcc, Op, Reply, Revision};
+use crate::mvcc::{Archive, Changes, Error, Mvcc, Op, Reply, Revision};
 use crate::replica::{Committed, Refusal, ReplicaError, Said};
 use crate::snapshot::Mark;
 
@@ -83,6 +83,10 @@ impl Applied {
                 })
             }
         };
+        if matches!(reply, Some(Err(Refusal::State(Error::Corrupt)))) {
+            // The other members could read it: they and this one are no longer the same.
+            return Err(ReplicaError::Archive(committed.mark.index));
+        }
         round.mark = self.mark;
         round.revision = self.mvcc.revision();
         round.compacted = self.mvcc.compacted();

@@ -22,7 +22,7 @@ use crate::compactor::{Compactor, Keep};
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
 use crate::members::{Change, Members};
-use crate::mvcc::{Archive as _, Changes, Error, Mvcc, Op, Reply, Revision, check};
+use crate::mvcc::{Archive as _, Changes, Error, Found, Mvcc, Op, Reply, Revision, check};
 use crate::replica::{Input, Refusal};
 use crate::state::State;
 use crate::tokens::Tokens;
@@ -217,9 +217,22 @@ impl Engine {
     /// # Errors
     /// When the revision is compacted or in the future, or the caller may not read it.
     pub fn range(&self, by: &By, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
+        let (found, header) = self.find(by, request)?;
+        let mut response = if found.is_whole() {
+            found.finish(&())?
+        } else {
+            // The disk is read while others write; what is found from here on stays readable for us.
+            let (_whole, _held) = (self.refill.read(), self.state.hold());
+            self.find(by, request)?.0.finish(&*self.state)?
+        };
+        response.header = Some(header);
+        Ok(response)
+    }
+
+    fn find(&self, by: &By, request: &RangeRequest) -> Result<(Found, ResponseHeader), Refusal> {
         let applied = self.applied.read();
         applied.auth.read(by, &request.key, &request.range_end)?;
-        Ok(applied.mvcc.range(&*self.state, request)?)
+        Ok((applied.mvcc.find(request)?, applied.mvcc.header()))
     }
 
     /// Answers a transaction that only reads.
@@ -273,7 +286,10 @@ impl Engine {
             if from < mvcc.compacted() {
                 return Err(mvcc.compacted());
             }
-            if let Some(changes) = mvcc.recent(from, bytes_max) {
+            if let Some(mut changes) = mvcc.recent(from, bytes_max) {
+                if prev {
+                    fill_prev(mvcc, &self.state, &mut changes);
+                }
                 let next = changes.last().map_or(from, |last| last.main + 1);
                 return Ok((changes, next));
             }
@@ -286,13 +302,18 @@ impl Engine {
             return Err(applied.mvcc.compacted());
         }
         if prev {
-            for changes in &mut found {
-                fill_prev(&applied.mvcc, &self.state, changes);
-            }
+            fill_prev(&applied.mvcc, &self.state, &mut found);
         }
         // Memory lets go only of what is archived, so where nothing is found nothing ever was.
         let next = found.last().map_or(to, |last| last.main) + 1;
         Ok((found, next))
+    }
+
+    /// The same changes with all pairs that they replaced.
+    pub fn with_prev(&self, changes: &[Changes]) -> Vec<Changes> {
+        let mut changes = changes.to_vec();
+        fill_prev(&self.applied.read().mvcc, &self.state, &mut changes);
+        changes
     }
 
     /// Whether this member's deadlines of leases count: it leads, and has given all of them their full life since.
@@ -353,12 +374,16 @@ impl Engine {
     }
 }
 
-fn fill_prev(mvcc: &Mvcc, state: &State, changes: &mut Changes) {
-    let main = changes.main;
-    let events = changes.events.iter().enumerate().map(|(sub, event)| {
-        let at = Revision { main, sub: u32::try_from(sub).unwrap_or(u32::MAX) };
-        let prev_kv = event.kv.as_ref().and_then(|kv| mvcc.before(state, &kv.key, at));
-        wire::mvccpb::Event { prev_kv, ..event.clone() }
-    });
-    changes.events = events.collect();
+/// Adds the pairs that were replaced where they are missing and not compacted.
+fn fill_prev(mvcc: &Mvcc, state: &State, all: &mut [Changes]) {
+    for changes in all.iter_mut().filter(|changes| changes.lack_prev()) {
+        let main = changes.main;
+        let events = changes.events.iter().enumerate().map(|(sub, event)| {
+            let at = Revision { main, sub: u32::try_from(sub).unwrap_or(u32::MAX) };
+            let read = || event.kv.as_ref().and_then(|kv| mvcc.before(state, &kv.key, at));
+            let prev_kv = event.prev_kv.clone().or_else(read);
+            wire::mvccpb::Event { prev_kv, ..event.clone() }
+        });
+        changes.events = events.collect();
+    }
 }

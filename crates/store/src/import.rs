@@ -167,7 +167,7 @@ async fn read(words: &Words) -> anyhow::Result<(Mark, Applied)> {
         let sub = if kv.mod_revision == at.main { at.sub + 1 } else { 0 };
         at = Revision { main: kv.mod_revision, sub };
         let put = Event { r#type: EventType::Put.into(), kv: Some(kv), prev_kv: None };
-        mvcc.load(at, &put, false);
+        mvcc.load(at, &put);
     }
     Ok((keys.mark, Applied { mvcc, auth, ..Applied::default() }))
 }

@@ -6,7 +6,7 @@
 //! filled with zeros ahead of the writes, so that a sync need not commit the file's new length.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -21,6 +21,8 @@ const FORMAT_MIN: u16 = 2;
 const MAGIC: &[u8; 6] = b"ICWAL\n";
 const HEADER_BYTES: usize = 16;
 const RECORD_BYTES: usize = 16;
+/// Where the first entry of a segment is looked for.
+const BEGINNING_BYTES: u64 = 4 << 10;
 /// How large the pieces of a log are; the simulation takes smaller ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
@@ -33,7 +35,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, ahead_bytes: 1 << 20 }
+        Self { segment_bytes: 32 << 20, ahead_bytes: 1 << 20 }
     }
 }
 
@@ -167,18 +169,37 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// When the disk fails, or something that was synced is damaged or missing.
     pub fn open(disk: &D, dir: &Path, sizes: Sizes) -> Result<(Self, Recovered), LogError> {
+        Self::open_behind(disk, dir, sizes, 0)
+    }
+
+    /// Opens the log without reading segments that have only entries before `needed`, which somebody else has. They stay
+    /// until they are released.
+    ///
+    /// # Errors
+    /// As [`Log::open`], but damage where nothing is read is not found.
+    pub fn open_behind(
+        disk: &D,
+        dir: &Path,
+        sizes: Sizes,
+        needed: u64,
+    ) -> Result<(Self, Recovered), LogError> {
         disk.create_dir(dir).map_err(io_error("create", dir))?;
         let mut recovered = Recovered::default();
         let mut old = VecDeque::new();
         let mut sequence = 0;
         let names = segments(disk, dir)?;
         let count = names.len();
+        let skipped = skipped(disk, &names, needed)?;
         for (i, (number, path)) in names.into_iter().enumerate() {
             let is_last = i + 1 == count;
+            sequence = number;
+            if let Some(last_index) = skipped.get(i).copied() {
+                old.push_back(Segment { path, last_index });
+                continue;
+            }
             read_segment(disk, &path, number, is_last, &mut recovered)?;
             let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
             old.push_back(Segment { path, last_index });
-            sequence = number;
         }
         let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
         sequence += 1;
@@ -444,6 +465,33 @@ fn record_at(bytes: &[u8], sequence: u32, at: usize) -> Option<Record<'_>> {
     let valid = word(bytes, at + 4)? == crc.finalize();
     let next = (at + RECORD_BYTES + len).next_multiple_of(8);
     valid.then_some(Record { synced: word(bytes, at + 8)? as usize, kind, body, next })
+}
+
+/// The first segments, which have nothing that is needed, with the last entry of each that the next ones did not replace.
+fn skipped<D: Disk>(disk: &D, names: &[(u32, PathBuf)], needed: u64) -> Result<Vec<u64>, LogError> {
+    let firsts: Vec<Option<u64>> = names
+        .iter()
+        .map(|(_, path)| first_index(disk, path).map_err(io_error("read", path)))
+        .collect::<Result<_, _>>()?;
+    // What is behind the first entry of a segment follows without a gap.
+    let read_from = firsts.iter().rposition(|first| first.is_some_and(|first| first <= needed));
+    let behind = |i: usize| firsts[i + 1..].iter().flatten().next().map_or(0, |next| next - 1);
+    Ok((0..read_from.unwrap_or(0)).map(behind).collect())
+}
+
+/// The first entry of a segment, if one comes before anything but votes. Not checked: whoever relies on it reads it.
+fn first_index<D: Disk>(disk: &D, path: &Path) -> io::Result<Option<u64>> {
+    let mut bytes = Vec::new();
+    disk.open(path)?.take(BEGINNING_BYTES).read_to_end(&mut bytes)?;
+    let mut at = HEADER_BYTES;
+    while let Some((len, kind)) = word(&bytes, at).zip(word(&bytes, at + 12)) {
+        match kind {
+            KIND_VOTE => at = (at + RECORD_BYTES).saturating_add(len as usize).next_multiple_of(8),
+            KIND_ENTRY => return Ok(long(&bytes, at + RECORD_BYTES + 8).filter(|first| *first > 0)),
+            _ => break,
+        }
+    }
+    Ok(None)
 }
 
 fn read_segment<D: Disk>(

@@ -26,9 +26,10 @@ use wire::etcdserverpb::{
 use wire::mvccpb::Event;
 
 pub use error::Error;
-pub use index::{Index, Revision, Version};
+pub use index::{Index, LARGE_BYTES, Revision, Version};
 pub use lease::Leases;
 pub use op::Op;
+pub use range::Found;
 pub use span::Span;
 
 use range::View;
@@ -39,19 +40,23 @@ const RECENT_BYTES_MAX: usize = 16 << 20;
 /// What one change costs beside its key and values.
 const EVENT_BYTES: usize = 256;
 
-/// Old values by revision.
+/// Cold values by revision.
 pub trait Archive: Send + Sync {
-    /// The value written at a revision.
-    fn value(&self, at: Revision) -> Option<Bytes>;
+    /// The values written at revisions, each of which has so many bytes; nothing for one that is lost.
+    fn values(&self, wanted: &[(Revision, u32)]) -> Vec<Option<Bytes>>;
+    /// One of them.
+    fn value(&self, at: Revision, size: u32) -> Option<Bytes> {
+        self.values(&[(at, size)]).pop().flatten()
+    }
     /// The changes at revisions `from..=to`, at most about `bytes_max`, whole revisions, oldest
     /// first. The previous pairs are not filled in.
     fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Vec<Changes>;
 }
 
-/// Nothing is ever old where all values stay in memory.
+/// Nothing is ever cold where all values stay in memory.
 impl Archive for () {
-    fn value(&self, _at: Revision) -> Option<Bytes> {
-        None
+    fn values(&self, wanted: &[(Revision, u32)]) -> Vec<Option<Bytes>> {
+        vec![None; wanted.len()]
     }
 
     fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
@@ -66,6 +71,16 @@ pub struct Changes {
     pub main: i64,
     /// Its changes; the position is the sub revision.
     pub events: Arc<[Event]>,
+}
+
+impl Changes {
+    /// Whether a pair that was replaced is not there, since its value was cold.
+    #[must_use]
+    pub fn lack_prev(&self) -> bool {
+        // A deletion and any version but the first replace one.
+        let first = |kv: &wire::mvccpb::KeyValue| kv.version == 1;
+        self.events.iter().any(|e| e.prev_kv.is_none() && !e.kv.as_ref().is_some_and(first))
+    }
 }
 
 /// The answer to an operation.
@@ -213,10 +228,18 @@ impl Mvcc {
         archive: &dyn Archive,
         request: &RangeRequest,
     ) -> Result<RangeResponse, Error> {
-        let view = View { current: self.revision, compacted: self.compacted };
-        let mut response = range::range(&self.index, view, archive, request)?;
+        let mut response = self.find(request)?.finish(archive)?;
         response.header = Some(self.header());
         Ok(response)
+    }
+
+    /// Finds what a range request asks for, without the values that are cold.
+    ///
+    /// # Errors
+    /// When the revision is compacted or in the future.
+    pub fn find(&self, request: &RangeRequest) -> Result<Found, Error> {
+        let view = View { current: self.revision, compacted: self.compacted };
+        range::find(&self.index, view, request)
     }
 
     /// Answers a transaction that only reads.
@@ -274,8 +297,8 @@ impl Mvcc {
         Some(wire::mvccpb::KeyValue { value, ..version.bare(key) })
     }
 
-    /// Lets old values go that are beyond memory's share and that the archive has up to revision
-    /// `archived`.
+    /// Lets values go that are old or large, as far as they are beyond memory's share and the archive has them: up to
+    /// revision `archived`.
     pub fn cool(&mut self, archived: i64) {
         while self.recent_bytes > RECENT_BYTES_MAX {
             let Some(first) = self.recent.front().filter(|c| c.main <= archived) else { return };
@@ -284,9 +307,14 @@ impl Mvcc {
             for (sub, event) in changes.events.iter().enumerate() {
                 let Some(kv) = &event.kv else { continue };
                 let at = Revision { main: changes.main, sub: u32::try_from(sub).unwrap_or(0) };
-                self.index.cool_before(&kv.key, at);
+                self.index.cool(&kv.key, at);
             }
         }
+    }
+
+    /// Lets all values go that are old or large: the archive has everything.
+    pub fn cool_all(&mut self) {
+        self.index.cool_all();
     }
 
     /// Adds the newest version of a key, whose older versions are stale from now on.

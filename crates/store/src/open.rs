@@ -227,12 +227,13 @@ fn find(config: &Config, begin: join::Start) -> anyhow::Result<Found> {
     }
     let known = state.load()?;
     let at = known.as_ref().map(|known| known.mark);
-    let recovered = recover(&SystemDisk, (&logs, Sizes::default()), &snapshots, known)?;
+    let mut recovered = recover(&SystemDisk, (&logs, Sizes::default()), &snapshots, known)?;
     if recovered.torn_bytes > 0 {
         tracing::warn!(bytes = recovered.torn_bytes, "cut an unfinished write off the log");
     }
     if at != Some(recovered.applied.mark) {
         state.fill(&recovered.applied)?;
+        recovered.applied.mvcc.cool_all();
     }
     Ok(Found { identity: begin.identity, state, recovered })
 }

@@ -60,8 +60,10 @@ pub fn recover<D: Disk>(
     snapshots: &Path,
     known: Option<Applied>,
 ) -> Result<Recovery<D>, RecoveryError> {
+    let last = known.as_ref().map_or(0, |known| known.mark.index);
+    let needed = last.saturating_sub(KEPT_ENTRIES as u64);
     let (mut log, Recovered { mut entries, vote, begin, torn_bytes }) =
-        Log::open(disk, logs, sizes)?;
+        Log::open_behind(disk, logs, sizes, needed)?;
     let known = known.filter(|known| known.mark.index >= begin.index);
     let applied = known.map_or_else(|| snapshot::newest(disk, snapshots), Ok)?;
     let mark = applied.mark;

@@ -158,6 +158,9 @@ pub enum ReplicaError {
     /// A committed entry cannot be read.
     #[error("entry {0} cannot be read")]
     Entry(u64),
+    /// What a committed entry needs of the state on disk cannot be read.
+    #[error("the state on disk lost a value that entry {0} needs; restart to fill it again")]
+    Archive(u64),
     /// The core begins again from a snapshot that has not come.
     #[error("no snapshot of entry {0} has arrived")]
     NoSnapshot(u64),

@@ -268,7 +268,7 @@ pub fn load<D: Disk>(disk: &D, path: &Path) -> io::Result<Applied> {
         let (Some(at), Some(event)) = (at, record::decode(block)) else {
             return Err(damaged(path, "a record does not parse"));
         };
-        mvcc.load(at, &event, false);
+        mvcc.load(at, &event);
     }
     Ok(Applied { mvcc, members, auth, mark: reader.mark })
 }

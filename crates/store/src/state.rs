@@ -15,22 +15,25 @@ use bytes::Bytes;
 use daemon::{Disk as _, SystemDisk};
 use parking_lot::Mutex;
 use prost::Message as _;
+use wire::mvccpb::Event;
 
 use crate::applied::{Applied, Round};
 use crate::auth::Auth;
-use crate::block::{self, Packer};
+use crate::block::{self, Block, Packer};
 use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
-use crate::mvcc::{Archive, Changes, Mvcc, Revision};
+use crate::mvcc::{Archive, Changes, LARGE_BYTES, Mvcc, Revision};
 use crate::snapshot::Mark;
 
 const BLOCK: u8 = b'b';
+const VALUES: u8 = b'v';
 const LEASE: u8 = b'l';
 const ALARM: u8 = b'a';
 /// Another name for each layout: a state of an older one looks empty and is filled again.
-const MARK: &[u8] = b"mark 2";
+const MARK: &[u8] = b"mark 3";
 const MEMBERS: &[u8] = b"p";
 const AUTH: &[u8] = b"u";
+const KEY_BYTES: usize = 1 + REVISION_BYTES;
 const CACHE_BYTES: u64 = 16 << 20;
 const CLEAN: &str = "clean";
 /// Blocks written at once while the state is filled from a snapshot or forgets what was compacted.
@@ -127,8 +130,8 @@ impl State {
         for item in self.db.scan_prefix([BLOCK]) {
             let (_, block) = item?;
             for (at, bytes) in block::records(&block) {
-                let Some(event) = decode(bytes) else { return Ok(None) };
-                mvcc.load(at, &event, true);
+                let Some((event, size)) = block::read(bytes) else { return Ok(None) };
+                mvcc.load_archived(at, &event, size);
             }
         }
         Ok(Some(Applied { mvcc, members, auth, mark }))
@@ -143,20 +146,17 @@ impl State {
         // First, so that a crash leaves no state that looks whole.
         self.db.remove(MARK)?;
         self.db.clear()?;
-        let (mut packer, mut batch, mut count) = (Packer::default(), sled::Batch::default(), 0);
+        let mut writer = Writer::default();
         mvcc.records(self, |at, event| {
-            let Some((first, block)) = packer.add(at, event) else { return Ok(()) };
-            batch.insert(&block_key(first)[..], block);
-            count += 1;
-            if count % BATCH_BLOCKS == 0 {
-                self.db.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;
+            writer.add(at, event);
+            if writer.blocks >= BATCH_BLOCKS {
+                writer.blocks = 0;
+                let batch = std::mem::take(&mut writer.batch);
+                self.db.apply_batch(batch).map_err(io::Error::other)?;
             }
             Ok(())
         })?;
-        if let Some((first, block)) = packer.take() {
-            batch.insert(&block_key(first)[..], block);
-        }
-        self.db.apply_batch(batch)?;
+        self.db.apply_batch(writer.finish())?;
         let summary = mvcc.summary();
         self.write(&Round {
             mark: *mark,
@@ -176,22 +176,17 @@ impl State {
     /// When the disk fails.
     pub fn write(&self, round: &Round) -> Result<(), StateError> {
         let removed: BTreeSet<Revision> = round.removed.iter().copied().collect();
-        let (mut packer, mut batch) = (Packer::default(), sled::Batch::default());
+        let mut writer = Writer::default();
         for changes in &round.changes {
             for (sub, event) in changes.events.iter().enumerate() {
                 let sub = u32::try_from(sub).unwrap_or(u32::MAX);
                 let at = Revision { main: changes.main, sub };
-                if removed.contains(&at) {
-                    continue;
-                }
-                if let Some((first, block)) = packer.add(at, event) {
-                    batch.insert(&block_key(first)[..], block);
+                if !removed.contains(&at) {
+                    writer.add(at, event);
                 }
             }
         }
-        if let Some((first, block)) = packer.take() {
-            batch.insert(&block_key(first)[..], block);
-        }
+        let mut batch = writer.finish();
         for (id, ttl_s) in &round.leases {
             let key = [&[LEASE][..], &id.to_be_bytes()].concat();
             match ttl_s {
@@ -233,18 +228,30 @@ impl State {
             }
             removed.append(&mut kept.removed);
         }
+        self.forget_in(BLOCK, &removed)?;
+        self.forget_in(VALUES, &removed)
+    }
+
+    fn forget_in(&self, family: u8, removed: &BTreeSet<Revision>) -> Result<(), StateError> {
         let (mut batch, mut count) = (sled::Batch::default(), 0);
         let mut next = removed.first().copied();
         while let Some(at) = next {
-            let block = self.block(at)?;
-            // What was compacted before it was ever written is in no block.
-            let last = block.as_ref().and_then(|(_, block)| block::records(block).last());
-            let last = last.map_or(at, |(last, _)| last.max(at));
+            let found = self.block(family, at)?;
+            let last = found.as_ref().and_then(|(_, block)| block::records(block).last());
+            let Some(((key, block), (last, _))) = found.as_ref().zip(last).filter(|f| f.1.0 >= at)
+            else {
+                // In no block: go on where the next one begins.
+                let after =
+                    (Bound::Excluded(key(family, at)), Bound::Excluded([family + 1; KEY_BYTES]));
+                let Some((begin, _)) = self.db.range(after).next().transpose()? else { break };
+                let begin = begin.get(1..).and_then(record::decode_revision).unwrap_or(at);
+                next = removed.range(begin..).next().copied();
+                continue;
+            };
             next = removed.range((Bound::Excluded(last), Bound::Unbounded)).next().copied();
-            let Some((key, block)) = block else { continue };
             batch.remove(key);
-            if let Some((first, left)) = block::without(&block, |at| removed.contains(&at)) {
-                batch.insert(&block_key(first)[..], left);
+            if let Some((first, left)) = block::without(block, |at| removed.contains(&at)) {
+                batch.insert(&self::key(family, first)[..], left);
             }
             count += 1;
             if count % BATCH_BLOCKS == 0 {
@@ -255,9 +262,47 @@ impl State {
         Ok(())
     }
 
-    /// The block that a revision is in, if it is in one.
-    fn block(&self, at: Revision) -> Result<Option<(sled::IVec, sled::IVec)>, sled::Error> {
-        self.db.range(&[BLOCK][..]..=&block_key(at)[..]).next_back().transpose()
+    /// The block of a family that a revision is in, if it is in one.
+    fn block(&self, family: u8, at: Revision) -> sled::Result<Option<(sled::IVec, sled::IVec)>> {
+        self.db.range(&[family][..]..=&key(family, at)[..]).next_back().transpose()
+    }
+
+    /// One value, from the block that was read last or from another one.
+    fn find(
+        &self,
+        (at, size): (Revision, u32),
+        last: &mut Option<(u8, sled::IVec)>,
+    ) -> sled::Result<Option<Bytes>> {
+        let family = if size as usize >= LARGE_BYTES { VALUES } else { BLOCK };
+        let within = |block: &sled::IVec| {
+            block::records(block).find(|(found, _)| *found == at).map(|(_, bytes)| {
+                if family == VALUES {
+                    return Some(Bytes::copy_from_slice(bytes));
+                }
+                block::read(bytes)?.0.kv.map(|kv| kv.value)
+            })
+        };
+        let known = last.as_ref().filter(|(of, _)| *of == family);
+        if let Some(value) = known.and_then(|(_, block)| within(block)) {
+            return Ok(value);
+        }
+        let Some((_, block)) = self.block(family, at)? else { return Ok(None) };
+        let value = within(&block).flatten();
+        *last = Some((family, block));
+        Ok(value)
+    }
+
+    /// The changes of one revision with the values that are elsewhere, if there are any changes.
+    fn whole(&self, main: i64, events: Vec<(Revision, Event, u32)>) -> Option<Changes> {
+        let mut last = None;
+        let filled = events.into_iter().map(|(at, mut event, size)| {
+            if let Some(kv) = event.kv.as_mut().filter(|_| size as usize >= LARGE_BYTES) {
+                kv.value = self.find((at, size), &mut last).ok()??;
+            }
+            Some(event)
+        });
+        let events: Arc<[Event]> = filled.collect::<Option<_>>()?;
+        (!events.is_empty()).then_some(Changes { main, events })
     }
 
     /// Bytes on disk.
@@ -279,51 +324,82 @@ impl State {
 }
 
 impl Archive for State {
-    fn value(&self, at: Revision) -> Option<Bytes> {
-        let found = self.block(at).map_err(|error| {
-            tracing::error!(%error, main = at.main, "cannot read an old value");
-        });
-        let (_, block) = found.ok()??;
-        let (_, bytes) = block::records(&block).find(|(found, _)| *found == at)?;
-        decode(bytes)?.kv.map(|kv| kv.value)
+    fn values(&self, wanted: &[(Revision, u32)]) -> Vec<Option<Bytes>> {
+        let mut order: Vec<usize> = (0..wanted.len()).collect();
+        // In the order of the disk, so that each block is read once.
+        order.sort_unstable_by_key(|i| wanted[*i].0);
+        let (mut values, mut last) = (vec![None; wanted.len()], None);
+        for i in order {
+            values[i] = self.find(wanted[i], &mut last).unwrap_or_else(|error| {
+                tracing::error!(%error, main = wanted[i].0.main, "cannot read a cold value");
+                None
+            });
+        }
+        values
     }
 
     fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Vec<Changes> {
         let (from, to) = (Revision { main: from, sub: 0 }, Revision { main: to, sub: u32::MAX });
         // The first may be in the middle of a block.
-        let first = self.block(from).ok().flatten();
-        let first = first.map_or_else(|| block_key(from).to_vec(), |(key, _)| key.to_vec());
+        let first = self.block(BLOCK, from).ok().flatten();
+        let first = first.map_or_else(|| key(BLOCK, from).to_vec(), |(key, _)| key.to_vec());
         let mut all: Vec<Changes> = Vec::new();
         let (mut main, mut events, mut bytes) = (from.main, Vec::new(), 0);
-        for item in self.db.range(first..=block_key(to).to_vec()) {
+        for item in self.db.range(first..=key(BLOCK, to).to_vec()) {
             let Ok((_, block)) = item else { break };
             for (at, record) in block::records(&block) {
                 if at < from || at > to {
                     continue;
                 }
                 if at.main != main {
-                    if !events.is_empty() {
-                        all.push(Changes { main, events: Arc::from(std::mem::take(&mut events)) });
-                    }
+                    all.extend(self.whole(main, std::mem::take(&mut events)));
                     if bytes >= bytes_max {
                         return all;
                     }
                     main = at.main;
                 }
-                bytes += record.len();
-                events.extend(decode(record));
+                let Some((event, size)) = block::read(record) else { continue };
+                bytes += record.len() + size as usize;
+                events.push((at, event, size));
             }
         }
-        if !events.is_empty() {
-            all.push(Changes { main, events: events.into() });
-        }
+        all.extend(self.whole(main, events));
         all
     }
 }
 
-/// A change on its own: whoever keeps it does not keep the block.
-fn decode(record: &[u8]) -> Option<wire::mvccpb::Event> {
-    record::decode(Bytes::copy_from_slice(record))
+/// Changes on their way into blocks.
+#[derive(Debug, Default)]
+struct Writer {
+    changes: Packer,
+    values: Packer,
+    batch: sled::Batch,
+    blocks: usize,
+}
+
+impl Writer {
+    fn add(&mut self, at: Revision, event: &Event) {
+        let block = self.changes.add(at, |out| block::write(event, out));
+        self.put(BLOCK, block);
+        if let Some(value) = block::large(event) {
+            let block = self.values.add(at, |out| out.extend_from_slice(value));
+            self.put(VALUES, block);
+        }
+    }
+
+    fn put(&mut self, family: u8, block: Option<Block>) {
+        if let Some((first, block)) = block {
+            self.batch.insert(&key(family, first)[..], block);
+            self.blocks += 1;
+        }
+    }
+
+    fn finish(mut self) -> sled::Batch {
+        let (changes, values) = (self.changes.take(), self.values.take());
+        self.put(BLOCK, changes);
+        self.put(VALUES, values);
+        self.batch
+    }
 }
 
 fn open_database(path: &Path) -> sled::Result<sled::Db> {
@@ -335,8 +411,8 @@ fn open_database(path: &Path) -> sled::Result<sled::Db> {
         .open()
 }
 
-fn block_key(at: Revision) -> [u8; 1 + REVISION_BYTES] {
-    let mut key = [BLOCK; 1 + REVISION_BYTES];
+fn key(family: u8, at: Revision) -> [u8; KEY_BYTES] {
+    let mut key = [family; KEY_BYTES];
     key[1..].copy_from_slice(&record::encode_revision(at));
     key
 }
@@ -404,13 +480,13 @@ mod tests {
         };
         let (one, other) = (state.hold(), state.hold());
         forget(2);
-        assert_eq!(state.value(at(2)).as_deref(), Some(&b"old"[..]));
+        assert_eq!(state.value(at(2), 0).as_deref(), Some(&b"old"[..]));
         drop(one);
         forget(3);
-        assert!(state.value(at(2)).is_some() && state.value(at(3)).is_some());
+        assert!(state.value(at(2), 0).is_some() && state.value(at(3), 0).is_some());
         drop(other);
         state.write(&Round { revision: 4, ..Round::default() }).unwrap();
-        assert!(state.value(at(2)).is_none() && state.value(at(3)).is_none());
-        assert_eq!(state.value(at(4)).as_deref(), Some(&b"new"[..]));
+        assert!(state.value(at(2), 0).is_none() && state.value(at(3), 0).is_none());
+        assert_eq!(state.value(at(4), 0).as_deref(), Some(&b"new"[..]));
     }
 }

@@ -326,6 +326,9 @@ fn publish(engine: &Engine, changes: &[Changes]) {
     }
     let header = engine.header(0);
     let mut hub = engine.hub.lock();
+    let filled = (hub.wants_prev() && changes.iter().any(Changes::lack_prev))
+        .then(|| engine.with_prev(changes));
+    let changes = filled.as_deref().unwrap_or(changes);
     let behind = hub.publish(header, changes, |sink, responses| sink.offer(responses));
     for Behind { stream, watch, next } in behind {
         stream.fell_behind(watch, next);
@@ -359,6 +362,7 @@ fn install(engine: &Engine, mark: Mark, archive: &SyncSender<Keep>) -> anyhow::R
         let (done, wait) = std::sync::mpsc::sync_channel(1);
         archive.send(Keep::Instead(Box::new(new), done))?;
         wait.recv().context("the archive thread has ended")?;
+        engine.applied.write().mvcc.cool_all();
     }
     let behind = engine.hub.lock().jump(revision);
     for Behind { stream, watch, next } in behind {

@@ -140,6 +140,8 @@ pub struct Hub<S> {
     watchers: BTreeMap<Ticket, Watcher<S>>,
     keys: BTreeMap<Bytes, Vec<Ticket>>,
     spans: Vec<(Span, Ticket)>,
+    /// Watchers that want to see what was replaced.
+    with_prev: usize,
 }
 
 impl<S: Clone> Hub<S> {
@@ -152,7 +154,14 @@ impl<S: Clone> Hub<S> {
             watchers: BTreeMap::new(),
             keys: BTreeMap::new(),
             spans: Vec::new(),
+            with_prev: 0,
         }
+    }
+
+    /// Whether anybody here wants to see what a change replaced.
+    #[must_use]
+    pub fn wants_prev(&self) -> bool {
+        self.with_prev > 0
     }
 
     /// The revision up to which every watcher here has heard everything.
@@ -180,6 +189,7 @@ impl<S: Clone> Hub<S> {
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
+        self.with_prev += usize::from(watch.prev_kv);
         match &watch.span {
             Span::Key(key) => self.keys.entry(key.clone()).or_default().push(ticket),
             span => self.spans.push((span.clone(), ticket)),
@@ -196,6 +206,7 @@ impl<S: Clone> Hub<S> {
         self.published = self.published.max(revision);
         self.keys.clear();
         self.spans.clear();
+        self.with_prev = 0;
         let behind = |w: Watcher<S>| {
             let next = missed.max(w.watch.from);
             Behind { stream: w.stream, watch: w.watch, next }
@@ -210,6 +221,7 @@ impl<S: Clone> Hub<S> {
 
     fn take(&mut self, ticket: Ticket) -> Option<Watcher<S>> {
         let watcher = self.watchers.remove(&ticket)?;
+        self.with_prev -= usize::from(watcher.watch.prev_kv);
         if let Span::Key(key) = &watcher.watch.span {
             if let Some(tickets) = self.keys.get_mut(key) {
                 tickets.retain(|other| *other != ticket);

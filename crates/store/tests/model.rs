@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use store::mvcc::{Error, Mvcc, Op, Reply};
+use store::applied::Round;
+use store::members::Members;
+use store::mvcc::{Archive, Changes, Error, LARGE_BYTES, Mvcc, Op, Reply};
+use store::state::State;
 use wire::etcdserverpb::request_op::Request;
 use wire::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
@@ -34,6 +37,11 @@ enum Step {
 
 fn key(n: u8) -> Bytes {
     Bytes::copy_from_slice(&[b'a' + n % 6])
+}
+
+/// Every other value is a large one, which memory may do without.
+fn value(v: u8) -> Bytes {
+    Bytes::from(vec![v; if v.is_multiple_of(2) { 1 } else { LARGE_BYTES + usize::from(v) }])
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -78,7 +86,7 @@ impl Model {
         let before = keys.clone();
         let (op, verdict) = match step {
             Step::Put(k, v, lease) => {
-                let (key, value) = (key(*k), Bytes::copy_from_slice(&[*v]));
+                let (key, value) = (key(*k), value(*v));
                 let known = *lease == 0 || self.leases.contains(lease);
                 if known {
                     self.put(&mut keys, &key, value.clone(), *lease);
@@ -156,13 +164,13 @@ impl Model {
 }
 
 /// Every revision reads as the model says, or is refused as compacted.
-fn same(mvcc: &Mvcc, model: &Model) -> Result<(), TestCaseError> {
+fn same(mvcc: &Mvcc, archive: &dyn Archive, model: &Model) -> Result<(), TestCaseError> {
     prop_assert_eq!(mvcc.revision(), model.revision());
     for revision in 1..=model.revision() + 1 {
         let all = Bytes::from_static(&[0]);
         let request =
             RangeRequest { key: all.clone(), range_end: all, revision, ..Default::default() };
-        let answer = mvcc.range(&(), &request).map(|answer| answer.kvs);
+        let answer = mvcc.range(archive, &request).map(|answer| answer.kvs);
         let wanted = match model.at.get(revision as usize) {
             None => Err(Error::FutureRevision),
             Some(_) if revision < model.compacted => Err(Error::Compacted),
@@ -173,7 +181,17 @@ fn same(mvcc: &Mvcc, model: &Model) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// The events of a revision, by key.
+fn heard(changes: &Changes) -> BTreeMap<Bytes, Option<KeyValue>> {
+    let event = |e: &wire::mvccpb::Event| {
+        let kv = e.kv.clone().unwrap_or_default();
+        (kv.key.clone(), (e.r#type == 0).then_some(kv))
+    };
+    changes.events.iter().map(event).collect()
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
     fn every_revision_reads_as_the_model_says(steps in steps()) {
         let (mut mvcc, mut model) = (Mvcc::default(), Model::new());
@@ -183,17 +201,37 @@ proptest! {
             let op = Op::decode(op.encode().into()).expect("own encoding");
             let outcome = mvcc.apply(&op, &());
             prop_assert_eq!(outcome.reply.as_ref().map(|_: &Reply| ()), wanted.as_ref().map(|_| ()));
-            let heard = outcome.changes.map(|changes| {
-                let event = |e: &wire::mvccpb::Event| {
-                    let kv = e.kv.clone().unwrap_or_default();
-                    (kv.key.clone(), (e.r#type == 0).then_some(kv))
-                };
-                changes.events.iter().map(event).collect::<BTreeMap<_, _>>()
-            });
             let wrote = model.revision() > before;
-            prop_assert_eq!(heard, wrote.then(|| model.events()));
-            same(&mvcc, &model)?;
+            prop_assert_eq!(outcome.changes.as_ref().map(heard), wrote.then(|| model.events()));
+            same(&mvcc, &(), &model)?;
         }
+    }
+
+    #[test]
+    fn what_is_cold_reads_as_the_model_says(steps in steps()) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = State::open(dir.path(), "boot").expect("a new state");
+        let (mut mvcc, mut model) = (Mvcc::default(), Model::new());
+        for step in &steps {
+            let before = model.revision();
+            let outcome = mvcc.apply(&model.step(step).0, &state);
+            let round = Round {
+                revision: mvcc.revision(),
+                compacted: mvcc.compacted(),
+                changes: outcome.changes.clone().into_iter().collect(),
+                removed: outcome.removed,
+                members: Some(Members::default()),
+                ..Round::default()
+            };
+            state.write(&round).expect("a round written");
+            if model.revision() > before {
+                prop_assert_eq!(heard(&state.changes(model.revision(), i64::MAX, 1)[0]), model.events());
+            }
+            mvcc.cool_all();
+            same(&mvcc, &state, &model)?;
+        }
+        let loaded = state.load().expect("a state").map(|applied| applied.mvcc);
+        same(&loaded.unwrap_or_default(), &state, &model)?;
     }
 
     #[test]
@@ -204,11 +242,11 @@ proptest! {
         }
         let mut loaded = Mvcc::begin(&mvcc.summary());
         let read = mvcc.records(&(), |at, event| {
-            loaded.load(at, event, false);
+            loaded.load(at, event);
             Ok(())
         });
         prop_assert!(read.is_ok());
-        same(&loaded, &model)?;
+        same(&loaded, &(), &model)?;
         prop_assert_eq!(loaded.index(), mvcc.index());
         prop_assert_eq!(loaded.leases(), mvcc.leases());
         // The same compaction must leave the same behind.

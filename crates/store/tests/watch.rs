@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use wire::etcdserverpb::kv_client::KvClient;
 use wire::etcdserverpb::watch_client::WatchClient;
 use wire::etcdserverpb::watch_request::RequestUnion;
-use wire::etcdserverpb::{PutRequest, WatchCreateRequest, WatchRequest};
+use wire::etcdserverpb::{
+    DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
+};
 
 fn create(key: &'static [u8], range_end: &'static [u8], start_revision: i64) -> WatchRequest {
     let create = WatchCreateRequest {
@@ -46,6 +48,63 @@ async fn a_watch_from_before_the_first_change_hears_all_of_them() {
     }
     let (one, two) = ((2, "1".into()), (3, "2".into()));
     assert_eq!(heard, [vec![one, two.clone()], vec![two]]);
+    ctx.shutdown.cancel();
+    drop(stream);
+    ctx.tasks.join().await.unwrap();
+}
+
+/// Large values leave memory once it has had its share of newer ones; watchers, deletes and reads still see them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_hears_what_was_replaced_though_memory_let_it_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().display().to_string(), ..Config::default() };
+    let ctx = daemon::Context::new(CancellationToken::new());
+    let member = store::open(&config, &ctx).await.unwrap();
+    let channel = daemon::channel::in_memory(member.routes(), ());
+    let mut kv = KvClient::new(channel.clone());
+    let put = |key: &str, value: Vec<u8>| PutRequest {
+        key: key.to_owned().into(),
+        value: value.into(),
+        ..Default::default()
+    };
+    for key in ["put", "deleted"] {
+        kv.put(put(key, vec![1; 4000])).await.unwrap();
+    }
+    for n in 0..40 {
+        kv.put(put(&format!("x{n}"), vec![2; 1 << 20])).await.unwrap();
+    }
+    let watch = |from| {
+        let mut request = create(b"a", b"x", from);
+        if let Some(RequestUnion::CreateRequest(create)) = &mut request.request_union {
+            create.prev_kv = true;
+        }
+        request
+    };
+    // One that hears of the changes as they come, one that reads them from memory afterwards.
+    let (ask, asked) = tokio::sync::mpsc::channel(2);
+    ask.send(watch(0)).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(asked);
+    let mut stream = WatchClient::new(channel).watch(requests).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().unwrap().created);
+    let first = kv.put(put("put", vec![3])).await.unwrap().into_inner().header.unwrap().revision;
+    let deleted = DeleteRangeRequest { key: "deleted".into(), ..Default::default() };
+    assert_eq!(kv.delete_range(deleted).await.unwrap().into_inner().deleted, 1);
+    ask.send(watch(first)).await.unwrap();
+    let mut heard = [Vec::new(), Vec::new()];
+    while heard[0].len() + heard[1].len() < 4 {
+        let next = tokio::time::timeout(Duration::from_secs(10), stream.message());
+        let response = next.await.expect("an event in time").unwrap().unwrap();
+        for event in response.events {
+            let prev = event.prev_kv.unwrap();
+            heard[usize::try_from(response.watch_id).unwrap()].push((prev.key, prev.value));
+        }
+    }
+    let old = |key: &'static str| (key.into(), vec![1; 4000].into());
+    assert_eq!(heard[0], [old("put"), old("deleted")]);
+    assert_eq!(heard[1], heard[0]);
+    let old = RangeRequest { key: "put".into(), revision: first - 1, ..Default::default() };
+    let answer = kv.range(old).await.unwrap().into_inner();
+    assert_eq!(answer.kvs[0].value, vec![1; 4000]);
     ctx.shutdown.cancel();
     drop(stream);
     ctx.tasks.join().await.unwrap();

@@ -173,4 +173,55 @@ mod tests {
             assert_eq!(updated(new, old), wanted);
         }
     }
+
+    #[test]
+    fn what_the_server_chose_is_kept_and_goes_with_its_type() {
+        let node_port = r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"externalTrafficPolicy":"Cluster",
+            "ports":[{"name":"a","port":1,"nodePort":30001},{"name":"b","port":2,"nodePort":30002}]}"#;
+        let cases = [
+            // Replaced from a file.
+            (
+                node_port,
+                r#"{"type":"NodePort","ports":[{"name":"b","port":3},{"name":"c","port":4},{"name":"a","port":1}]}"#,
+                r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
+                "ports":[{"name":"b","port":3,"nodePort":30002},{"name":"c","port":4},{"name":"a","port":1,"nodePort":30001}]}"#,
+            ),
+            // A port that moved to another entry is not given twice.
+            (
+                node_port,
+                r#"{"type":"NodePort","ports":[{"name":"a","port":1},{"name":"b","port":2,"nodePort":30001}]}"#,
+                r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
+                "ports":[{"name":"a","port":1},{"name":"b","port":2,"nodePort":30001}]}"#,
+            ),
+            // Another type, by a patch that says nothing else.
+            (
+                node_port,
+                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"externalTrafficPolicy":"Cluster",
+                "ports":[{"name":"a","port":1,"nodePort":30001},{"name":"b","port":2,"nodePort":30002}]}"#,
+                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
+                "ports":[{"name":"a","port":1},{"name":"b","port":2}]}"#,
+            ),
+            (
+                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"type":"ExternalName","externalName":"x.example","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"type":"ExternalName","externalName":"x.example"}"#,
+            ),
+            // A change of the address is left for validation to refuse.
+            (
+                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"clusterIP":"10.0.0.8","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"clusterIP":"10.0.0.8","clusterIPs":["10.0.0.8"]}"#,
+            ),
+        ];
+        let service = |spec: &str| {
+            let mut service = Value::object();
+            service.set("spec", crate::codec::json::parse(spec.as_bytes()).unwrap());
+            service
+        };
+        for (old, new, wanted) in cases {
+            let mut got = service(new);
+            update(&mut got, &service(old));
+            assert_eq!(got, service(wanted), "{new}");
+        }
+    }
 }

@@ -197,6 +197,7 @@ fn decide(
     now: jiff::Timestamp,
 ) -> Step {
     let before = object.clone();
+    hooks::on_ask(resource, object, now);
     propagate(resource, object, options);
     let graceful = hooks::grace_s(resource, object, options.grace_s);
     let grace_s = graceful.unwrap_or(0);

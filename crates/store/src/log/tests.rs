@@ -106,13 +106,13 @@ fn segments_roll_and_go_when_a_snapshot_covers_them() {
             log.sync().unwrap();
         }
     }
-    assert_eq!(log.old_segments(), 2);
+    assert_eq!(log.old_segments(), 3);
     log.release(70).unwrap();
-    assert_eq!(log.old_segments(), 1);
+    assert_eq!(log.old_segments(), 2);
     drop(log);
     let (_, recovered) = open(dir.path()).unwrap();
     let kept: Vec<u64> = recovered.entries.iter().map(|e| e.index).collect();
-    assert_eq!(kept, (71..=140).collect::<Vec<_>>());
+    assert_eq!(kept, (41..=140).collect::<Vec<_>>());
 }
 
 #[test]
@@ -128,4 +128,38 @@ fn a_new_leaders_entries_replace_old_ones() {
     let (_, recovered) = open(dir.path()).unwrap();
     let terms: Vec<(u64, u64)> = recovered.entries.iter().map(|e| (e.index, e.term)).collect();
     assert_eq!(terms, vec![(1, 1), (2, 1), (3, 2)]);
+}
+
+#[test]
+fn segments_that_nobody_needs_are_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Sizes { segment_bytes: 1000, ahead_bytes: 4096 };
+    let opened = |needed| Log::open_behind(&SystemDisk, dir.path(), small, needed);
+    let (mut log, _) = opened(0).unwrap();
+    // Later segments replace the last entries of earlier ones.
+    for (index, term) in (1..=60).zip(1..).chain((50..=90).zip(100..)) {
+        log.entry(&Entry { data: vec![7; 100].into(), term, ..entry(index) });
+        log.sync().unwrap();
+    }
+    drop(log);
+    let indices = |needed| -> Vec<u64> {
+        opened(needed).unwrap().1.entries.iter().map(|e| e.index).collect()
+    };
+    for needed in 0..=95 {
+        let found = indices(needed);
+        assert_eq!(found, (found[0]..=90).collect::<Vec<_>>());
+        assert!(found[0] <= needed.max(1), "{needed}: from {}", found[0]);
+        assert!(found.len() < 101 - usize::try_from(needed).unwrap() || needed < 10, "{needed}");
+    }
+    let first = segments(&SystemDisk, dir.path()).unwrap().remove(0).1;
+    let mut bytes = std::fs::read(&first).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&first, bytes).unwrap();
+    assert!(matches!(opened(0).unwrap_err(), LogError::Corrupt { .. }));
+    let (mut log, recovered) = opened(80).unwrap();
+    assert_eq!(recovered.vote, log.vote);
+    let before = log.old_segments();
+    log.release(10).unwrap();
+    assert!(log.old_segments() < before && !first.exists());
+    assert_eq!(indices(0).last(), Some(&90));
 }

@@ -1,7 +1,7 @@
 //! The life of every key: its versions in the order of their revisions.
 //!
 //! The versions between two tombstones are one generation of the key. A version without a value
-//! is cold: its value is read from the archive by its revision.
+//! is cold: its value is read from the archive by its revision. Old values go cold, and large ones.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,8 @@ use wire::mvccpb::KeyValue;
 
 use super::span::Span;
 
+/// A value of so many bytes goes cold when memory has no room for it. Below, it costs about as much as what stays of it.
+pub const LARGE_BYTES: usize = 1 << 10;
 /// What a version costs in memory beside its key and value.
 pub const VERSION_BYTES: usize = size_of::<Version>();
 
@@ -45,6 +47,19 @@ impl Version {
     #[must_use]
     pub fn tombstone(at: Revision) -> Self {
         Self { at, create: 0, version: 0, lease: 0, value: Some(Bytes::new()), size: 0 }
+    }
+
+    /// Whether memory may do without its value as long as it is the newest.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.size as usize >= LARGE_BYTES
+    }
+
+    /// Forgets its value, if there is anything to forget.
+    fn cool(&mut self) {
+        if self.size > 0 {
+            self.value = None;
+        }
     }
 
     /// Whether the key is deleted here.
@@ -147,13 +162,28 @@ impl Index {
         held.map_or_else(|| Bytes::copy_from_slice(key), |(held, _)| held.clone())
     }
 
-    /// Forgets the value of the version that the one at `at` replaced.
-    pub fn cool_before(&mut self, key: &[u8], at: Revision) {
+    /// Forgets the value of the version at `at` if it is large, and of the one that it replaced.
+    pub fn cool(&mut self, key: &[u8], at: Revision) {
         let Some(history) = self.keys.get_mut(key) else { return };
         let here = history.versions.partition_point(|v| v.at < at);
-        let before = here.checked_sub(1).and_then(|i| history.versions.get_mut(i));
-        if let Some(version) = before.filter(|v| v.size > 0) {
-            version.value = None;
+        if let Some(before) = here.checked_sub(1).and_then(|i| history.versions.get_mut(i)) {
+            before.cool();
+        }
+        if let Some(version) = history.versions.get_mut(here).filter(|v| v.at == at && v.is_large())
+        {
+            version.cool();
+        }
+    }
+
+    /// Forgets every value that is old or large.
+    pub fn cool_all(&mut self) {
+        for history in self.keys.values_mut() {
+            if let Some((last, old)) = history.versions.split_last_mut() {
+                old.iter_mut().for_each(Version::cool);
+                if last.is_large() {
+                    last.cool();
+                }
+            }
         }
     }
 

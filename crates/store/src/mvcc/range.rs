@@ -19,16 +19,48 @@ pub struct View {
     pub compacted: i64,
 }
 
-/// Answers a range request; the header is the caller's.
+/// What a range request found: all of its answer but the values that are cold.
+#[derive(Debug, Default)]
+pub struct Found {
+    kvs: Vec<KeyValue>,
+    cold: Cold,
+    total: usize,
+    limit: usize,
+    order: Option<(SortTarget, bool)>,
+    keys_only: bool,
+}
+
+impl Found {
+    /// Whether the answer is there without the archive.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.cold.places.is_empty()
+    }
+
+    /// The answer; the header is the caller's.
+    ///
+    /// # Errors
+    /// When the archive lost a value.
+    pub fn finish(self, archive: &dyn Archive) -> Result<RangeResponse, Error> {
+        let Self { mut kvs, cold, total, limit, order, keys_only } = self;
+        cold.fill(&mut kvs, archive)?;
+        if let Some((target, descending)) = order {
+            sort(&mut kvs, target, descending);
+        }
+        let more = kvs.len() > limit;
+        kvs.truncate(limit);
+        if keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        Ok(RangeResponse { header: None, kvs, more, count: count(total) })
+    }
+}
+
+/// Finds what a range request asks for.
 ///
 /// # Errors
-/// When the revision is compacted or in the future, or the archive lost a value.
-pub fn range(
-    index: &Index,
-    view: View,
-    archive: &dyn Archive,
-    request: &RangeRequest,
-) -> Result<RangeResponse, Error> {
+/// When the revision is compacted or in the future.
+pub fn find(index: &Index, view: View, request: &RangeRequest) -> Result<Found, Error> {
     let at = if request.revision <= 0 { view.current } else { request.revision };
     if at > view.current {
         return Err(Error::FutureRevision);
@@ -39,7 +71,7 @@ pub fn range(
     let span = Span::new(request.key.clone(), request.range_end.clone());
     let live = index.live(&span, at);
     if request.count_only {
-        return Ok(RangeResponse { count: count(live.count()), ..Default::default() });
+        return Ok(Found { total: live.count(), ..Found::default() });
     }
     let limit = usize::try_from(request.limit).ok().filter(|n| *n > 0).unwrap_or(usize::MAX);
     let order = order(request);
@@ -48,8 +80,7 @@ pub fn range(
     let in_order = unsorted && !filters(request);
     let fetch = if in_order { limit.saturating_add(1) } else { usize::MAX };
     let needs_value = !request.keys_only || order.is_some_and(|o| o.0 == SortTarget::Value);
-    let mut total = 0;
-    let mut kvs = Vec::new();
+    let (mut total, mut kvs, mut cold) = (0, Vec::new(), Cold::default());
     for (key, version) in live {
         total += 1;
         if !passes(request, version) || kvs.len() >= fetch {
@@ -57,19 +88,18 @@ pub fn range(
         }
         let mut kv = version.bare(key);
         if needs_value {
-            kv.value = value(version, archive)?;
+            match &version.value {
+                Some(value) => kv.value = value.clone(),
+                None => cold.push(kvs.len(), version),
+            }
         }
         kvs.push(kv);
     }
-    if let Some((target, descending)) = order {
-        sort(&mut kvs, target, descending);
+    // What is only there to show that there is more needs no value.
+    if order.is_none() {
+        cold.truncate(limit);
     }
-    let more = kvs.len() > limit;
-    kvs.truncate(limit);
-    if request.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
-    }
-    Ok(RangeResponse { header: None, kvs, more, count: count(total) })
+    Ok(Found { kvs, cold, total, limit, order, keys_only: request.keys_only })
 }
 
 /// A version's value, from memory or the archive.
@@ -79,12 +109,44 @@ pub fn range(
 pub fn value(version: &Version, archive: &dyn Archive) -> Result<Bytes, Error> {
     match &version.value {
         Some(value) => Ok(value.clone()),
-        None => archived(archive, version.at),
+        None => archive.value(version.at, version.size).ok_or(Error::Corrupt),
     }
 }
 
-fn archived(archive: &dyn Archive, at: Revision) -> Result<Bytes, Error> {
-    archive.value(at).ok_or(Error::Corrupt)
+/// Pairs whose values have to be read from the archive, all at once.
+#[derive(Debug, Default)]
+pub struct Cold {
+    places: Vec<usize>,
+    wanted: Vec<(Revision, u32)>,
+}
+
+impl Cold {
+    /// Adds the pair at a place among others.
+    pub fn push(&mut self, place: usize, version: &Version) {
+        self.places.push(place);
+        self.wanted.push((version.at, version.size));
+    }
+
+    /// Leaves only those before a place; they were added in the order of their places.
+    fn truncate(&mut self, place: usize) {
+        let left = self.places.partition_point(|p| *p < place);
+        self.places.truncate(left);
+        self.wanted.truncate(left);
+    }
+
+    /// Reads the values.
+    ///
+    /// # Errors
+    /// When the archive lost one.
+    pub fn fill(self, kvs: &mut [KeyValue], archive: &dyn Archive) -> Result<(), Error> {
+        if self.places.is_empty() {
+            return Ok(());
+        }
+        for (place, value) in self.places.into_iter().zip(archive.values(&self.wanted)) {
+            kvs[place].value = value.ok_or(Error::Corrupt)?;
+        }
+        Ok(())
+    }
 }
 
 fn count(n: usize) -> i64 {

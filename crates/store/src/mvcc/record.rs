@@ -6,10 +6,13 @@ use wire::mvccpb::event::EventType;
 use wire::mvccpb::{Event, KeyValue};
 
 use super::index::{Revision, Version};
-use super::{Archive, Error, Mvcc, range};
+use super::range::Cold;
+use super::{Archive, Mvcc};
 
 const PUT: u8 = 0;
 const TOMBSTONE: u8 = 1;
+/// Records whose cold values are read from the archive together.
+const READ_TOGETHER: usize = 128;
 /// Bytes of an encoded revision.
 pub const REVISION_BYTES: usize = 12;
 
@@ -133,10 +136,22 @@ impl Mvcc {
         mvcc
     }
 
-    /// Adds a change from the archive or a snapshot, in the order of revisions. Values that it
-    /// makes old go cold if the archive has them.
-    pub fn load(&mut self, at: Revision, event: &Event, archived: bool) {
+    /// Adds a change from a snapshot, in the order of revisions.
+    pub fn load(&mut self, at: Revision, event: &Event) {
         let Some(kv) = &event.kv else { return };
+        let size = u32::try_from(kv.value.len()).unwrap_or(u32::MAX);
+        self.add(at, event, kv, size);
+    }
+
+    /// Adds a change from the archive, in the order of revisions. A large value may be missing: it is cold, as are those
+    /// that the change makes old.
+    pub fn load_archived(&mut self, at: Revision, event: &Event, size: u32) {
+        let Some(kv) = &event.kv else { return };
+        self.add(at, event, kv, size);
+        self.index.cool(&kv.key, at);
+    }
+
+    fn add(&mut self, at: Revision, event: &Event, kv: &KeyValue, size: u32) {
         let key = self.index.key(&kv.key);
         let put = event.r#type == i32::from(EventType::Put);
         let old = self.index.history(&key).and_then(|h| h.at(i64::MAX)).map_or(0, |v| v.lease);
@@ -146,7 +161,7 @@ impl Mvcc {
                 create: kv.create_revision,
                 version: kv.version,
                 lease: kv.lease,
-                size: u32::try_from(kv.value.len()).unwrap_or(u32::MAX),
+                size,
                 value: Some(Bytes::copy_from_slice(&kv.value)),
             }
         } else {
@@ -158,9 +173,6 @@ impl Mvcc {
         if !put {
             // Compaction must look at it even if nothing replaces it.
             self.stale.push_back((at.main, key.clone()));
-        }
-        if archived {
-            self.index.cool_before(&key, at);
         }
     }
 
@@ -179,12 +191,21 @@ impl Mvcc {
             .flat_map(|(key, h)| h.versions.iter().map(move |v| (v.at, key, v)))
             .collect();
         all.sort_unstable_by_key(|(at, _, _)| *at);
-        for (at, key, version) in all {
-            let lost = |error: Error| std::io::Error::other(error);
-            let value = range::value(version, archive).map_err(lost)?;
-            let kind = if version.is_tombstone() { EventType::Delete } else { EventType::Put };
-            let kv = Some(KeyValue { value, ..version.bare(key) });
-            each(at, &Event { r#type: kind.into(), kv, prev_kv: None })?;
+        for part in all.chunks(READ_TOGETHER) {
+            let (mut kvs, mut cold) = (Vec::with_capacity(part.len()), Cold::default());
+            for (place, (_, key, version)) in part.iter().enumerate() {
+                let mut kv = version.bare(key);
+                match &version.value {
+                    Some(value) => kv.value = value.clone(),
+                    None => cold.push(place, version),
+                }
+                kvs.push(kv);
+            }
+            cold.fill(&mut kvs, archive).map_err(std::io::Error::other)?;
+            for ((at, _, version), kv) in part.iter().zip(kvs) {
+                let kind = if version.is_tombstone() { EventType::Delete } else { EventType::Put };
+                each(*at, &Event { r#type: kind.into(), kv: Some(kv), prev_kv: None })?;
+            }
         }
         Ok(())
     }

@@ -170,7 +170,7 @@ proptest! {
         mvcc.records(&(), |at, event| {
             let mut bytes = Vec::new();
             record::encode(event, &mut bytes);
-            loaded.load(at, &record::decode(bytes.into()).unwrap(), false);
+            loaded.load(at, &record::decode(bytes.into()).unwrap());
             Ok(())
         }).unwrap();
         prop_assert_eq!(loaded.index(), mvcc.index());

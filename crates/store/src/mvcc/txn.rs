@@ -63,7 +63,7 @@ impl<'a> Write<'a> {
 
     pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         let view = View { current: self.revision(), compacted: self.mvcc.compacted };
-        let mut response = range::range(&self.mvcc.index, view, self.archive, request)?;
+        let mut response = range::find(&self.mvcc.index, view, request)?.finish(self.archive)?;
         response.header = self.header();
         Ok(response)
     }
@@ -74,7 +74,8 @@ impl<'a> Write<'a> {
         let at = self.next();
         let key = self.mvcc.index.key(&request.key);
         let old = self.mvcc.index.history(&request.key).and_then(|h| h.at(i64::MAX));
-        let prev = old.map(|old| pair(&key, old, self.archive)).transpose()?;
+        let read = request.prev_kv || request.ignore_value;
+        let (prev, known) = old.map(|old| self.pair(&key, old, read)).transpose()?.unzip();
         let lease = match &prev {
             Some(prev) if request.ignore_lease => prev.lease,
             _ => request.lease,
@@ -86,16 +87,20 @@ impl<'a> Write<'a> {
         let version = Version {
             at,
             create: prev.as_ref().map_or(at.main, |p| p.create_revision),
-            version: prev.as_ref().map_or(1, |p| p.version + 1),
+            version: prev.as_ref().map_or(1, |p: &KeyValue| p.version + 1),
             lease,
             size: u32::try_from(value.len()).unwrap_or(u32::MAX),
-            value: Some(value.clone()),
+            value: None,
         };
+        // A slice of a message with many entries would keep all of it as long as the value is the newest.
+        let own = if version.is_large() { value.clone() } else { Bytes::copy_from_slice(&value) };
+        let version = Version { value: Some(own), ..version };
         let kv = KeyValue { value, ..version.bare(&key) };
         self.mvcc.push(&key, version);
         self.mvcc.leases.attach(&key, prev.as_ref().map_or(0, |p| p.lease), lease);
         let answer = prev.clone().filter(|_| request.prev_kv);
-        self.events.push(Event { r#type: EventType::Put.into(), kv: Some(kv), prev_kv: prev });
+        let prev_kv = prev.filter(|_| known == Some(true));
+        self.events.push(Event { r#type: EventType::Put.into(), kv: Some(kv), prev_kv });
         Ok(PutResponse { header: self.header(), prev_kv: answer })
     }
 
@@ -105,20 +110,25 @@ impl<'a> Write<'a> {
     ) -> Result<DeleteRangeResponse, Error> {
         let span = Span::new(request.key.clone(), request.range_end.clone());
         let live = self.mvcc.index.live(&span, i64::MAX);
-        let doomed: Vec<KeyValue> =
-            live.map(|(key, v)| pair(key, v, self.archive)).collect::<Result<_, _>>()?;
-        for kv in &doomed {
-            self.bury(kv.clone());
+        let doomed: Vec<(KeyValue, bool)> =
+            live.map(|(key, v)| self.pair(key, v, request.prev_kv)).collect::<Result<_, _>>()?;
+        for (kv, known) in &doomed {
+            self.bury(kv.clone(), *known);
         }
-        Ok(DeleteRangeResponse {
-            header: self.header(),
-            deleted: i64::try_from(doomed.len()).unwrap_or(i64::MAX),
-            prev_kvs: if request.prev_kv { doomed } else { Vec::new() },
-        })
+        let deleted = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
+        let prev_kvs = doomed.into_iter().filter(|_| request.prev_kv).map(|(kv, _)| kv).collect();
+        Ok(DeleteRangeResponse { header: self.header(), deleted, prev_kvs })
     }
 
-    /// Deletes one live key.
-    fn bury(&mut self, prev: KeyValue) {
+    /// A pair as it is, and whether its value is there: one that is cold is read only if it must be.
+    fn pair(&self, key: &Bytes, version: &Version, read: bool) -> Result<(KeyValue, bool), Error> {
+        let known = read || version.value.is_some();
+        let value = if known { range::value(version, self.archive)? } else { Bytes::new() };
+        Ok((KeyValue { value, ..version.bare(key) }, known))
+    }
+
+    /// Deletes one live key, the value of which is `known` or not.
+    fn bury(&mut self, prev: KeyValue, known: bool) {
         let at = self.next();
         let tombstone = Version::tombstone(at);
         let kv = KeyValue { key: prev.key.clone(), mod_revision: at.main, ..Default::default() };
@@ -127,7 +137,7 @@ impl<'a> Write<'a> {
         self.events.push(Event {
             r#type: EventType::Delete.into(),
             kv: Some(kv),
-            prev_kv: Some(prev),
+            prev_kv: Some(prev).filter(|_| known),
         });
     }
 
@@ -135,13 +145,13 @@ impl<'a> Write<'a> {
     pub(super) fn bury_keys<'k>(&mut self, keys: impl Iterator<Item = &'k Bytes>) {
         for key in keys {
             let live = self.mvcc.index.history(key).and_then(|h| h.at(i64::MAX));
-            let Some(Ok(prev)) = live.map(|v| pair(key, v, self.archive)) else { continue };
-            self.bury(prev);
+            let Some(Ok((prev, known))) = live.map(|v| self.pair(key, v, false)) else { continue };
+            self.bury(prev, known);
         }
     }
 
     pub(super) fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Error> {
-        let path = choose(self.mvcc, self.archive, request);
+        let path = choose(self.mvcc, self.archive, request)?;
         check(self.mvcc, request, &path)?;
         self.run(request, &path)
     }
@@ -174,7 +184,7 @@ pub(super) fn read(
     archive: &dyn Archive,
     request: &TxnRequest,
 ) -> Result<TxnResponse, Error> {
-    let path = choose(mvcc, archive, request);
+    let path = choose(mvcc, archive, request)?;
     check(mvcc, request, &path)?;
     answer(mvcc, archive, request, &path)
 }
@@ -210,26 +220,21 @@ fn nested_answer(response: TxnResponse) -> TxnResponse {
     TxnResponse { header: Some(ResponseHeader::default()), ..response }
 }
 
-fn pair(key: &Bytes, version: &Version, archive: &dyn Archive) -> Result<KeyValue, Error> {
-    Ok(KeyValue { value: range::value(version, archive)?, ..version.bare(key) })
-}
-
 fn branch<'r>(request: &'r TxnRequest, path: &Path) -> &'r [RequestOp] {
     if path.succeeded { &request.success } else { &request.failure }
 }
 
-fn choose(mvcc: &Mvcc, archive: &dyn Archive, request: &TxnRequest) -> Path {
-    let succeeded = request.compare.iter().all(|compare| holds(mvcc, archive, compare));
-    let mut path = Path { succeeded, nested: Vec::new() };
-    let nested = branch(request, &path)
-        .iter()
-        .filter_map(|op| match &op.request {
-            Some(Request::RequestTxn(nested)) => Some(choose(mvcc, archive, nested)),
-            _ => None,
-        })
-        .collect();
-    path.nested = nested;
-    path
+fn choose(mvcc: &Mvcc, archive: &dyn Archive, request: &TxnRequest) -> Result<Path, Error> {
+    let mut path = Path { succeeded: true, nested: Vec::new() };
+    for compare in &request.compare {
+        path.succeeded = path.succeeded && holds(mvcc, archive, compare)?;
+    }
+    let nested = branch(request, &path).iter().filter_map(|op| match &op.request {
+        Some(Request::RequestTxn(nested)) => Some(choose(mvcc, archive, nested)),
+        _ => None,
+    });
+    path.nested = nested.collect::<Result<_, _>>()?;
+    Ok(path)
 }
 
 /// Everything that could fail half way is refused before anything is changed: the puts of all
@@ -282,28 +287,30 @@ fn check_lease(mvcc: &Mvcc, request: &PutRequest) -> Result<(), Error> {
     Ok(())
 }
 
-fn holds(mvcc: &Mvcc, archive: &dyn Archive, compare: &Compare) -> bool {
+fn holds(mvcc: &Mvcc, archive: &dyn Archive, compare: &Compare) -> Result<bool, Error> {
     let span = Span::new(compare.key.clone(), compare.range_end.clone());
     let mut live = mvcc.index.live(&span, i64::MAX).peekable();
     if live.peek().is_none() {
         // A missing key has revisions and version 0, but no value, not even an empty one.
         let missing = Version::tombstone(Revision { main: 0, sub: 0 });
-        return compare.target() != CompareTarget::Value && matches(compare, &missing, archive);
+        return Ok(compare.target() != CompareTarget::Value && matches(compare, &missing, archive)?);
     }
-    live.all(|(_, version)| matches(compare, version, archive))
+    for (_, version) in live {
+        if !matches(compare, version, archive)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-fn matches(compare: &Compare, version: &Version, archive: &dyn Archive) -> bool {
+fn matches(compare: &Compare, version: &Version, archive: &dyn Archive) -> Result<bool, Error> {
     let ordering = match (compare.target(), &compare.target_union) {
         (CompareTarget::Value, wanted) => {
             let wanted = match wanted {
                 Some(TargetUnion::Value(value)) => value.as_ref(),
                 _ => &[],
             };
-            match range::value(version, archive) {
-                Ok(value) => value.as_ref().cmp(wanted),
-                Err(_) => return false,
-            }
+            range::value(version, archive)?.as_ref().cmp(wanted)
         }
         (CompareTarget::Version, Some(TargetUnion::Version(v))) => version.version.cmp(v),
         (CompareTarget::Create, Some(TargetUnion::CreateRevision(v))) => version.create.cmp(v),
@@ -314,10 +321,10 @@ fn matches(compare: &Compare, version: &Version, archive: &dyn Archive) -> bool 
         (CompareTarget::Mod, _) => version.at.main.cmp(&0),
         (CompareTarget::Lease, _) => version.lease.cmp(&0),
     };
-    match compare.result() {
+    Ok(match compare.result() {
         CompareResult::Equal => ordering == Ordering::Equal,
         CompareResult::Greater => ordering == Ordering::Greater,
         CompareResult::Less => ordering == Ordering::Less,
         CompareResult::NotEqual => ordering != Ordering::Equal,
-    }
+    })
 }
