@@ -116,6 +116,7 @@ pub async fn open(
         clock: ctx.clock.clone(),
         leases: registry::commit::Leases::default(),
         metrics: metrics::Metrics::new(&ctx.metrics),
+        swagger: registry::Swagger::default(),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);
