@@ -15,6 +15,9 @@ fn main() -> ExitCode {
         vec![("root_node_answers_ironclad", || machine::block_on(async { commands() }))];
     if paths.split(':').any(|dir| Path::new(dir).join("kubectl").exists()) {
         tests.push(("root_node_answers_kubectl", || machine::block_on(streams())));
+        tests.push(("root_control_plane_knows_kubectls_verbs", || {
+            machine::block_on(async { verbs() })
+        }));
     } else {
         eprintln!("lacking: kubectl, so root_node_answers_kubectl is left out");
     }
@@ -176,7 +179,8 @@ async fn streams() -> anyhow::Result<()> {
     }
     let path = "/api/v1/namespaces/default/pods/web/proxy/readyz";
     run(&mut terminal.kubectl(&["get", "--raw", path]), "")?.says("ok")?;
-    attached(&terminal)
+    attached(&terminal)?;
+    debugged(&terminal)
 }
 
 /// Two connections through one port-forward.
@@ -205,5 +209,187 @@ fn attached(terminal: &Terminal) -> anyhow::Result<()> {
     ensure!(status.success(), "attach ended with {status}");
     let phase = "--for=jsonpath={.status.phase}=Succeeded";
     terminal.ironclad(&["wait", phase, "pod/shell"], "")?.says("pod/shell condition met")?;
+    Ok(())
+}
+
+/// A container is added to a running pod, and shares its processes with the one that is looked at.
+fn debugged(terminal: &Terminal) -> anyhow::Result<()> {
+    let image = ["--image=mine:1", "--image-pull-policy=Never", "--container=dbg", "--target=c"];
+    let words = [&["debug", "-i", "web"][..], &image, &["--arguments-only", "--", "cat"]].concat();
+    let mut child = start(&mut terminal.kubectl(&words))?;
+    let mut input = child.stdin.take().context("no input")?;
+    input.write_all(b"looked\n")?;
+    // kubectl says first what it is about to do.
+    let mut lines = BufReader::new(child.stdout.as_mut().context("no output")?).lines();
+    ensure!(lines.any(|line| line.is_ok_and(|line| line == "looked")), "nothing came back");
+    // Process 1 is that of the other container.
+    let processes = ["exec", "web", "-c", "dbg", "--", "/demo", "cat", "/proc/1/cmdline"];
+    let first = run(&mut terminal.kubectl(&processes), "")?;
+    ensure!(first.code == Some(0) && !first.out.contains("cat"), "{first:?}");
+    drop(input);
+    child.wait()?;
+    let named = "--for=jsonpath={.status.ephemeralContainerStatuses[0].name}=dbg";
+    terminal.ironclad(&["wait", named, "pod/web"], "")?.says("pod/web condition met")?;
+    Ok(())
+}
+
+const WEB: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {part: a}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: c, image: "web:1", ports: [{containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, labels: {part: a}}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+"#;
+const EXTRA: &str = r#"
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: extra, labels: {part: a}}
+data: {a: "1"}
+"#;
+const NODE: &str = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "far"}}"#;
+const ROLE: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: reader, namespace: default}
+rules: [{apiGroups: [""], resources: [pods], verbs: [get, list]}]
+"#;
+const KUSTOMIZATION: &str = r#"
+namePrefix: z-
+configMapGenerator: [{name: gen, literals: [x=y]}]
+"#;
+
+/// Commands in their order and a part of what each prints; one that begins with `!` must fail, with that among its errors.
+/// `WEB`, `MORE` and so on stand for files.
+const VERBS: &[(&str, &str)] = &[
+    ("apply -f MORE", "configmap/extra created"),
+    ("!diff -f WEB3", "+  replicas: 3"),
+    ("diff -f WEB", ""),
+    (
+        "apply -f WEB3 --prune -l part=a --prune-allowlist=core/v1/ConfigMap",
+        "configmap/extra pruned",
+    ),
+    ("apply view-last-applied deployment/web", "replicas: 3"),
+    ("replace -f WEB", "service/web replaced"),
+    ("replace -f WEB", "deployment.apps/web replaced"),
+    ("edit service web", "service/web edited"),
+    ("get service -l part=b -o name", "service/web"),
+    ("apply --server-side --field-manager=other -f WEB3 --force-conflicts", "serverside-applied"),
+    ("!apply --server-side --field-manager=third -f WEB", "conflict with \"other\""),
+    ("autoscale deployment web --min=1 --max=5 --cpu-percent=80", "autoscaled"),
+    ("get hpa web", "Deployment/web"),
+    ("label deployment web x=y", "labeled"),
+    ("annotate deployment web x=y", "annotated"),
+    ("scale deployment web --replicas=4", "scaled"),
+    ("wait --for=jsonpath={.status.replicas}=4 deployment/web", "condition met"),
+    ("set image deployment/web c=web:2", "image updated"),
+    ("set env deployment/web A=b", "env updated"),
+    ("set resources deployment web --requests=cpu=10m", "resource requirements updated"),
+    (
+        "wait --for=jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}=4 deployment/web",
+        "met",
+    ),
+    ("rollout history deployment/web", "REVISION"),
+    ("rollout history deployment/web --revision=2", "web:2"),
+    ("rollout undo deployment/web --to-revision=1", "rolled back"),
+    ("wait --for=jsonpath={.spec.template.spec.containers[0].image}=web:1 deployment/web", "met"),
+    ("rollout pause deployment/web", "paused"),
+    ("rollout resume deployment/web", "resumed"),
+    ("rollout restart deployment/web", "restarted"),
+    ("expose deployment web --name=again --port=81 --target-port=8080", "service/again exposed"),
+    (
+        "patch deployment web -p {\"spec\":{\"template\":{\"spec\":{\"containers\":[{\"name\":\"d\",\"image\":\"d:1\"}]}}}}",
+        "patched",
+    ),
+    ("patch deployment web --type=merge -p {\"spec\":{\"replicas\":1}}", "patched"),
+    (
+        "patch deployment web --type=json -p [{\"op\":\"remove\",\"path\":\"/metadata/labels/x\"}]",
+        "patched",
+    ),
+    ("get deployment web -o jsonpath={.spec.template.spec.containers[*].name}", "d c"),
+    ("run one --image=web:1 --port=8080 --expose", "pod/one created"),
+    ("create quota q --hard=pods=100", "created"),
+    ("create rolebinding rb --clusterrole=view --user=ann", "created"),
+    ("auth can-i list pods --as ann", "yes"),
+    ("!auth can-i delete pods --as ann", "no"),
+    ("auth whoami", "system:masters"),
+    ("auth reconcile -f ROLE", "reconciled"),
+    ("create token default", "ey"),
+    ("create secret generic s --from-literal=a=b", "created"),
+    ("create ingress i --rule=a.example/*=web:80", "created"),
+    ("create priorityclass pc --value=5", "created"),
+    ("create poddisruptionbudget p --selector=app=web --min-available=1", "created"),
+    ("create cronjob cj --image=web:1 --schedule=*/5_*_*_*_*", "created"),
+    ("create -f NODE", "node/far created"),
+    ("taint node far k=v:NoSchedule", "tainted"),
+    ("cordon far", "cordoned"),
+    ("uncordon far", "uncordoned"),
+    ("drain far --ignore-daemonsets", "drained"),
+    ("describe node far", "Unschedulable:      true"),
+    ("explain pod.spec.containers.livenessProbe", "livenessProbe <Probe>"),
+    ("explain deployment --recursive", "progressDeadlineSeconds"),
+    ("api-resources", "deploy"),
+    ("api-versions", "apps/v1"),
+    ("cluster-info", "control plane"),
+    ("events", "ScalingReplicaSet"),
+    ("kustomize DIR", "z-gen-"),
+    ("apply -k DIR", "configmap/z-gen-"),
+    ("delete -k DIR", "deleted"),
+    ("get all --show-labels", "deployment.apps/web"),
+    ("get pods -o wide --sort-by=.metadata.name", "web"),
+    ("get --raw /readyz?verbose", "readyz check passed"),
+    ("!get pods nothing", "pods \"nothing\" not found"),
+    ("!create -f NODE", "nodes \"far\" already exists"),
+    ("!delete deployment web --cascade=wrong", "invalid cascade value"),
+    ("delete deployment web --cascade=orphan", "deleted"),
+    ("get replicaset -l app=web -o name", "replicaset"),
+    ("delete all --all --wait=false", "deleted"),
+];
+
+/// What a person does at a control plane without a node.
+fn verbs() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.up()?;
+    let terminal = Terminal { cluster };
+    let three = WEB.replace("replicas: 2", "replicas: 3");
+    let more = format!("{WEB}{EXTRA}");
+    std::fs::create_dir(terminal.path("kustomize"))?;
+    let files = [
+        ("WEB3", "web3.yaml", three.as_str()),
+        ("WEB", "web.yaml", WEB),
+        ("MORE", "more.yaml", &more),
+        ("NODE", "node.json", NODE),
+        ("ROLE", "role.yaml", ROLE),
+        ("DIR", "kustomize/kustomization.yaml", KUSTOMIZATION),
+    ];
+    for (_, file, text) in files {
+        std::fs::write(terminal.path(file), text)?;
+    }
+    let file = |word: &str| -> Option<String> {
+        let (_, file, _) = files.iter().find(|(name, _, _)| *name == word)?;
+        let path = terminal.path(file);
+        let path = if word == "DIR" { path.parent()?.to_owned() } else { path };
+        Some(path.to_string_lossy().into_owned())
+    };
+    for (line, wanted) in VERBS {
+        let (fails, line) = line.strip_prefix('!').map_or((false, *line), |line| (true, line));
+        let words = line.split(' ').map(|w| file(w).unwrap_or_else(|| w.replace('_', " ")));
+        let words: Vec<String> = words.collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut command = terminal.kubectl(&words);
+        command.env("KUBE_EDITOR", "sed -i s/part:.a/part:\\ b/").env("KUBECTL_TIMEOUT", "30s");
+        let done = run(&mut command, "")?;
+        let printed = done.out.contains(wanted) || (fails && done.err.contains(wanted));
+        ensure!(printed && (done.code != Some(0)) == fails, "kubectl {line}: {done:#?}");
+    }
     Ok(())
 }

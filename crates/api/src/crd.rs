@@ -1,5 +1,7 @@
 //! Turns a CustomResourceDefinition into catalogue rows and validates custom objects by its schema.
 
+pub mod names;
+
 use std::borrow::Cow;
 
 use crate::catalog::{
@@ -18,16 +20,37 @@ fn owned(s: &str) -> Str {
     Cow::Owned(s.to_owned())
 }
 
-/// Rows for the served versions of a definition, names as accepted in its status (or asked for in its spec).
+/// What can be done with objects whose definition is being deleted.
+const LAST_VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "watch"];
+
+/// Rows for the served versions of a definition that was granted names, with those names.
 pub fn resources(crd: &Value) -> Vec<Resource> {
+    if !names::is_served(crd) {
+        return Vec::new();
+    }
     let spec = &crd["spec"];
-    let accepted = &crd["status"]["acceptedNames"];
-    let names = if accepted["plural"].text().is_empty() { &spec["names"] } else { accepted };
+    let names = &crd["status"]["acceptedNames"];
     let versions = spec["versions"].items();
     let storage = versions.iter().find(|v| v["storage"].as_bool() == Some(true));
     let storage = storage.map(|v| v["name"].text()).unwrap_or("");
     let served = versions.iter().filter(|v| v["served"].as_bool() == Some(true));
-    served.map(|v| resource(spec, names, v, storage)).collect()
+    let mut rows: Vec<Resource> = served.map(|v| resource(spec, names, v, storage)).collect();
+    if names::is(crd, "Terminating") {
+        rows.iter_mut()
+            .for_each(|row| row.verbs = LAST_VERBS.iter().map(|v| Str::Borrowed(v)).collect());
+    }
+    rows
+}
+
+/// Finalizers that another writer could mean something else by.
+fn finalizer_warnings(new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+    let known: Vec<&str> = old.into_iter().flat_map(crate::meta::finalizers).collect();
+    for name in crate::meta::finalizers(new).filter(|f| !f.contains('/') && !known.contains(f)) {
+        out.push(format!(
+            "metadata.finalizers: {name:?}: prefer a domain-qualified finalizer name including a path (/) to avoid \
+             accidental conflicts with other finalizer writers"
+        ));
+    }
 }
 
 fn resource(spec: &Value, names: &Value, version: &Value, storage: &str) -> Resource {
@@ -76,7 +99,7 @@ fn resource(spec: &Value, names: &Value, version: &Value, storage: &str) -> Reso
         defaults: None,
         rules: None,
         status_rules: None,
-        warnings: None,
+        warnings: Some(finalizer_warnings),
         deprecation: deprecation(spec, version, kind),
         custom: true,
     }
@@ -504,7 +527,8 @@ mod tests {
                         "n": {"type": "integer", "minimum": 1, "default": 3},
                     }}}}}}],
         }});
-        resources(&crd).remove(0)
+        let now = crate::time::parse("2026-01-01T00:00:00Z").unwrap();
+        resources(&names::settled(&crd, &[], now).unwrap()).remove(0)
     }
 
     #[test]

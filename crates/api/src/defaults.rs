@@ -19,41 +19,55 @@ pub fn apply(object: &mut Value, resource: &Resource) {
     if let Some(f) = resource.defaults {
         f(object);
     }
-    canonicalize(object, &resource.schema);
+    complete(object, &resource.schema, Empties::Written);
 }
 
 /// An object of type `ty` with nothing set, as a server makes it before reading: without defaults.
 pub fn zero(ty: &Type) -> Value {
     let mut v = Value::object();
-    complete(&mut v, ty, false);
+    complete(&mut v, ty, Empties::Zero);
     v
 }
 
 /// Brings an object of type `ty` into canonical form, schema defaults included.
 pub fn canonicalize(object: &mut Value, ty: &Type) {
-    complete(object, ty, true);
+    complete(object, ty, Empties::Default);
 }
 
-fn complete(object: &mut Value, ty: &Type, defaults: bool) {
+/// What becomes of values that are absent or empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Empties {
+    /// Their zero value.
+    Zero,
+    /// Their default.
+    Default,
+    /// The same, but an empty list that somebody wrote where one is always shown stays until it is stored: its writer
+    /// owns it.
+    Written,
+}
+
+fn complete(object: &mut Value, ty: &Type, empties: Empties) {
     let Value::Object(map) = object else { return };
     // A type has many more fields than an object has members.
     map.retain(|key, v| {
         let Some(field) = ty.field(key) else { return true };
-        walk(v, &field.shape);
+        walk(v, &field.shape, empties);
+        let written = empties == Empties::Written && field.keep && v.as_array().is_some();
         let empty = (v.is_null() && !field.keep) || (!field.pointer && v.is_empty());
-        !empty
+        written || !empty
     });
-    let needed = |field: &&Field| field.keep || (defaults && !field.default.is_empty());
+    let settled = empties != Empties::Zero;
+    let needed = |field: &&Field| field.keep || (settled && !field.default.is_empty());
     for field in ty.fields.iter().filter(needed) {
         if !map.contains_key(&field.name) {
-            settle_absent(map, field, defaults);
+            settle_absent(map, field, empties);
         }
     }
 }
 
 /// A value that is absent or was empty becomes its default or its zero value.
-fn settle_absent(map: &mut Map, field: &Field, defaults: bool) {
-    if defaults && !field.default.is_empty() {
+fn settle_absent(map: &mut Map, field: &Field, empties: Empties) {
+    if empties != Empties::Zero && !field.default.is_empty() {
         if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
             map.insert(field.name.as_ref(), v);
         }
@@ -62,7 +76,7 @@ fn settle_absent(map: &mut Map, field: &Field, defaults: bool) {
     let zero = match &field.shape {
         Shape::Object(ty) if !field.pointer => {
             let mut v = Value::object();
-            complete(&mut v, ty, defaults);
+            complete(&mut v, ty, empties);
             v
         }
         Shape::String => Value::from(""),
@@ -76,14 +90,14 @@ fn settle_absent(map: &mut Map, field: &Field, defaults: bool) {
     map.insert(field.name.as_ref(), zero);
 }
 
-fn walk(value: &mut Value, shape: &Shape) {
+fn walk(value: &mut Value, shape: &Shape, empties: Empties) {
     match (shape, value) {
-        (Shape::Object(ty), v @ Value::Object(_)) => canonicalize(v, ty),
+        (Shape::Object(ty), v @ Value::Object(_)) => complete(v, ty, empties),
         (Shape::List(item), Value::Array(items)) if is_deep(&item.shape) => {
-            items.iter_mut().for_each(|v| walk(v, &item.shape));
+            items.iter_mut().for_each(|v| walk(v, &item.shape, empties));
         }
         (Shape::Map(item), Value::Object(map)) if is_deep(&item.shape) => {
-            map.iter_mut().for_each(|(_, v)| walk(v, &item.shape));
+            map.iter_mut().for_each(|(_, v)| walk(v, &item.shape, empties));
         }
         _ => {}
     }

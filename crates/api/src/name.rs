@@ -85,6 +85,8 @@ pub fn dns_subdomain(s: &str) -> Vec<String> {
 const SEARCH_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', \
 '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
 '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const HEADER_MESSAGE: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. \
+'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
 const SYSCTL_MESSAGE: &str = "must have at most 253 characters and match regex \
 ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 
@@ -93,6 +95,12 @@ fn is_loose_label(s: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     edge(s.as_bytes().first()) && edge(s.as_bytes().last()) && s.bytes().all(inner)
+}
+
+/// Why `s` is no name of an HTTP header.
+pub fn header(s: &str) -> Vec<String> {
+    let good = !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if good { Vec::new() } else { vec![HEADER_MESSAGE.to_owned()] }
 }
 
 /// Why `s` is no search domain of a resolver.

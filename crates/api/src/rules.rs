@@ -3,10 +3,12 @@
 //! All errors of an object are gathered; texts are those clients know.
 
 pub mod admission;
+mod amounts;
 pub mod apps;
 pub mod core;
 pub mod crd;
 pub mod devices;
+mod env;
 pub mod event;
 pub mod flow;
 pub mod groups;
@@ -20,6 +22,7 @@ mod scheduling;
 mod security;
 pub mod service;
 mod volumes;
+pub mod warnings;
 
 use crate::catalog::Resource;
 use crate::error::FieldErrors;

@@ -234,6 +234,37 @@ pub(crate) mod kinds {
         v.set("status", crate::json!({"phase": "Pending"}));
     }
 
+    /// A claim waits to be bound; what it is made of is said in both fields that there are for it (KEP-1495).
+    pub(crate) fn claim_create(v: &mut Value) {
+        pending(v);
+        data_sources(v, &Value::Null);
+    }
+
+    /// See `claim_create`.
+    pub(crate) fn claim_update(new: &mut Value, old: &Value) {
+        data_sources(new, &old["spec"]);
+    }
+
+    fn data_sources(v: &mut Value, old: &Value) {
+        let Some(spec) = v.get_mut("spec") else { return };
+        let source = &spec["dataSource"];
+        let known = matches!(
+            (source["apiGroup"].text(), source["kind"].text()),
+            ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+        );
+        if !known && !old.has("dataSource") && !old.has("dataSourceRef") {
+            spec.remove("dataSource");
+        }
+        let (one, other) = (spec["dataSource"].clone(), spec["dataSourceRef"].clone());
+        if !one.is_null() && other.is_null() {
+            spec.set("dataSourceRef", one);
+        } else if one.is_null() && !other.is_null() && other["namespace"].text().is_empty() {
+            let mut one = other;
+            one.remove("namespace");
+            spec.set("dataSource", one);
+        }
+    }
+
     /// A definition knows from the start which names and versions it will serve.
     pub(crate) fn definition_create(v: &mut Value) {
         let stored =
@@ -244,5 +275,17 @@ pub(crate) mod kinds {
         }
         v.set("status", Value::object());
         v.set_at(&["status", "storedVersions"], stored);
+    }
+
+    /// Objects may be stored in every version that ever was the one to store.
+    pub(crate) fn definition_update(new: &mut Value, _: &Value) {
+        let versions = new["spec"]["versions"].items().iter();
+        let stored = versions.filter(|x| x["storage"].as_bool() == Some(true)).map(|x| &x["name"]);
+        let mut all = new["status"]["storedVersions"].items().to_vec();
+        let missing: Vec<Value> = stored.filter(|name| !all.contains(name)).cloned().collect();
+        if !missing.is_empty() {
+            all.extend(missing);
+            new.set_at(&["status", "storedVersions"], all);
+        }
     }
 }

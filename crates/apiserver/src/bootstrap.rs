@@ -19,7 +19,8 @@ const MANIFESTS: [&str; 3] = [
     include_str!("../../../deploy/manifests/rbac.jsonl"),
     include_str!("../../../deploy/manifests/components.jsonl"),
 ];
-const MANAGER: &str = "apiserver";
+/// Who owns what the server writes by itself.
+pub(crate) const MANAGER: &str = "kube-apiserver";
 /// Upstream's part that keeps flow control has a name of its own.
 const FLOW_MANAGER: &str = "api-priority-and-fairness-config-producer-v1";
 const FLOW_GROUP: &str = "flowcontrol.apiserver.k8s.io";

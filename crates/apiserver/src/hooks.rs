@@ -10,6 +10,7 @@ use crate::registry::Api;
 use crate::registry::commit::Claims;
 use crate::request::Request;
 
+pub(crate) mod definition;
 pub(crate) mod namespace;
 pub(crate) mod pod;
 pub(crate) mod review;
@@ -26,6 +27,8 @@ struct Hook {
     holds: fn(&Value) -> bool,
     /// Seconds a deletion waits, from what the client asked for; `None` for kinds that know no grace.
     grace_s: fn(&Value, Option<i64>) -> Option<i64>,
+    /// Changes an object that is asked to go, before anything is decided.
+    on_ask: fn(&mut Value, jiff::Timestamp),
     /// Changes an object whose deletion begins.
     on_mark: fn(&mut Value),
     /// A deletion answers with the object and not with a Status.
@@ -42,6 +45,7 @@ const PLAIN: Hook = Hook {
     complete: |_, _, _| {},
     holds: |_| false,
     grace_s: |_, _| None,
+    on_ask: |_, _| {},
     on_mark: |_| {},
     returns_deleted: false,
     orphans: false,
@@ -60,6 +64,13 @@ static HOOKS: &[Hook] = &[
         complete: namespace::complete,
         on_mark: namespace::on_mark,
         returns_deleted: true,
+        ..PLAIN
+    },
+    Hook {
+        group: "apiextensions.k8s.io",
+        resource: "customresourcedefinitions",
+        on_ask: definition::on_ask,
+        on_mark: definition::on_mark,
         ..PLAIN
     },
     Hook { resource: "replicationcontrollers", orphans: true, ..PLAIN },
@@ -118,6 +129,11 @@ pub(crate) fn holds(resource: &Resource, object: &Value) -> bool {
 /// Seconds a deletion waits, from what the client asked for; `None` for kinds that know no grace.
 pub(crate) fn grace_s(resource: &Resource, object: &Value, asked: Option<i64>) -> Option<i64> {
     (hook(resource).grace_s)(object, asked)
+}
+
+/// Changes an object that is asked to go, before anything is decided.
+pub(crate) fn on_ask(resource: &Resource, object: &mut Value, now: jiff::Timestamp) {
+    (hook(resource).on_ask)(object, now);
 }
 
 /// Changes an object whose deletion begins.

@@ -23,6 +23,7 @@ mod admission;
 mod bootstrap;
 mod config;
 mod custom;
+mod flow;
 mod grpc;
 mod hooks;
 mod http;
@@ -120,6 +121,7 @@ pub async fn open(
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);
+    flow::start(&api, ctx);
     ctx.health.ready("etcd");
     let service = grpc::Service { api: api.clone(), ctx: ctx.clone() };
     let reflection = tonic_reflection::server::Builder::configure()

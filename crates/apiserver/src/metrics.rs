@@ -40,12 +40,18 @@ struct Stored {
     resource: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Queue {
+    name: &'static str,
+}
+
 /// Counters of the API server.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     requests: Family<Answered, Counter>,
     durations: Family<Kind, Histogram, fn() -> Histogram>,
     objects: Family<Stored, Gauge>,
+    queues: Family<Queue, Gauge>,
 }
 
 impl Metrics {
@@ -55,6 +61,7 @@ impl Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS_S)),
             objects: Family::default(),
+            queues: Family::default(),
         };
         let requests = metrics.requests.clone();
         registry.register("apiserver_request", "Requests answered", requests);
@@ -62,6 +69,8 @@ impl Metrics {
         registry.register("apiserver_request_duration_seconds", help, metrics.durations.clone());
         let help = "Objects there are, by resource";
         registry.register("apiserver_storage_objects", help, metrics.objects.clone());
+        let help = "Changes that a part of the server has not seen to yet";
+        registry.register("workqueue_depth", help, metrics.queues.clone());
         metrics
     }
 
@@ -101,6 +110,11 @@ impl Metrics {
         let Kind { verb, group, version, resource, subresource, scope } = kind;
         let answered = Answered { verb, group, version, resource, subresource, scope, code };
         self.requests.get_or_create(&answered).inc();
+    }
+
+    /// Notes how much a part of the server has before it.
+    pub(crate) fn queued(&self, name: &'static str, depth: i64) {
+        self.queues.get_or_create(&Queue { name }).set(depth);
     }
 
     /// Notes how many objects of a resource there are.

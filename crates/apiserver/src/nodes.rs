@@ -110,6 +110,25 @@ impl Api {
         request: &Request,
         container: Option<&str>,
     ) -> Result<Place, ApiError> {
+        let place = self.whereabouts(request, container).await?;
+        if place.node.is_empty() {
+            return Err(ApiError::BadRequest(format!(
+                "pod {} does not have a host assigned",
+                request.name
+            )));
+        }
+        Ok(place)
+    }
+
+    /// The same for a pod that may not have a node yet; the node's name is empty then.
+    ///
+    /// # Errors
+    /// 404 without the pod, 400 without the container.
+    pub(crate) async fn whereabouts(
+        &self,
+        request: &Request,
+        container: Option<&str>,
+    ) -> Result<Place, ApiError> {
         let found = self.find(&request.resource, &request.namespace, &request.name).await?;
         let pod = found.ok_or_else(|| request.not_found())?.parse();
         let container = match container {
@@ -117,18 +136,12 @@ impl Api {
             None => String::new(),
         };
         let node = pod.str_at(&["spec", "nodeName"]).unwrap_or("").to_owned();
-        if node.is_empty() {
-            return Err(ApiError::BadRequest(format!(
-                "pod {} does not have a host assigned",
-                request.name
-            )));
-        }
         Ok(Place { node, uid: api::meta::uid(&pod).to_owned(), container })
     }
 }
 
 fn container_of(pod: &Value, pod_name: &str, wanted: &str) -> Result<String, ApiError> {
-    let names: Vec<&str> = ["containers", "initContainers", "ephemeralContainers"]
+    let names: Vec<&str> = ["initContainers", "containers", "ephemeralContainers"]
         .iter()
         .flat_map(|list| pod.at(&["spec", list]).map(Value::items).unwrap_or_default())
         .filter_map(|c| c.str_at(&["name"]))

@@ -140,9 +140,19 @@ pub enum Role {
     Sidecar,
     /// An app container.
     App,
+    /// Added to a running pod to look at it; runs once.
+    Ephemeral,
 }
 
-/// A pod's containers in the order they start: init, then app.
+/// The containers that were added to a running pod, in the form of all others.
+#[must_use]
+pub fn ephemeral_containers(spec: &PodSpec) -> Vec<ContainerSpec> {
+    // All fields but the target's name are those of a container.
+    let plain = |c| serde_json::to_value(c).and_then(serde_json::from_value).ok();
+    spec.ephemeral_containers.iter().flatten().filter_map(plain).collect()
+}
+
+/// A pod's own containers in the order they start: init, then app.
 pub fn containers(spec: &PodSpec) -> impl Iterator<Item = (Role, &ContainerSpec)> {
     let init = spec.init_containers.iter().flatten().map(|c| (init_role(c), c));
     init.chain(spec.containers.iter().map(|c| (Role::App, c)))

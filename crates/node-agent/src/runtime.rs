@@ -775,7 +775,14 @@ fn container_config(wish: &ContainerWish, of: &SandboxWish) -> cri::ContainerCon
             drop_capabilities: security.drop_capabilities.clone(),
         }),
         privileged: security.privileged,
-        namespace_options: Some(namespaces(of)),
+        namespace_options: Some(match &wish.target_id {
+            Some(id) => cri::NamespaceOption {
+                pid: cri::NamespaceMode::Target.into(),
+                target_id: id.clone(),
+                ..namespaces(of)
+            },
+            None => namespaces(of),
+        }),
         run_as_user: security.user.map(int),
         run_as_group: security.user.and(security.group).map(int),
         run_as_username: security.user_name.clone(),

@@ -42,6 +42,15 @@ impl From<Waiting> for Failure {
     }
 }
 
+/// Where a container is to run.
+pub(crate) struct Place<'a> {
+    pub(crate) sandbox: &'a str,
+    /// The container whose processes it sees.
+    pub(crate) target_id: Option<String>,
+    /// The pod's addresses.
+    pub(crate) ips: Vec<String>,
+}
+
 /// Starts what belongs to one pod.
 pub(crate) struct Starter {
     shared: Arc<Shared>,
@@ -144,9 +153,9 @@ impl Starter {
         role: Role,
         container: &ContainerSpec,
         attempt: u32,
-        sandbox: &str,
-        ips: Vec<String>,
+        place: Place<'_>,
     ) -> Result<(), Failure> {
+        let Place { sandbox, target_id, ips } = place;
         let image = self.image(pod, container).await?;
         let config_error = |text: String| Failure::new("CreateContainerConfigError", text);
         let sources = self.sources(pod, ips.clone()).await.map_err(config_error)?;
@@ -156,6 +165,7 @@ impl Starter {
         let env = environment(pod, container, &shared.node, &sources)?;
         let mut wish = spec::container(pod, container, &shared.node, attempt, &image.user)?;
         wish.image_id = image.id;
+        wish.target_id = target_id;
         let words = |list: Option<&Vec<String>>| {
             list.into_iter().flatten().map(|word| expand(word, &env)).collect()
         };

@@ -21,11 +21,13 @@ use crate::pod::probe::Verdicts;
 use crate::pod::spec::NodeFacts;
 use crate::pod::status::{change, status};
 use crate::pod::sync::{Outcome, Step, Why, sync, sync_orphan, time_left};
-use crate::pod::{Container, Local, Role, RuntimePod, State, containers, resources, uid};
+use crate::pod::{
+    Container, Local, Role, RuntimePod, State, containers, ephemeral_containers, resources, uid,
+};
 use crate::probes::Probes;
 use crate::report::Reporter;
 use crate::runtime::{Error, Runtime};
-use crate::start::Starter;
+use crate::start::{Place, Starter};
 use crate::volumes::Volumes;
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -373,7 +375,8 @@ impl Worker {
     ) {
         let Some((role, container)) = find(pod, name) else { return };
         let ips = seen.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default();
-        match self.starter.container(pod, role, &container, attempt, sandbox, ips).await {
+        let place = Place { sandbox, target_id: target(pod, name, seen), ips };
+        match self.starter.container(pod, role, &container, attempt, place).await {
             Ok(()) => {
                 self.local.waiting.remove(name);
                 self.local.not_before.remove(name);
@@ -514,10 +517,19 @@ async fn pre_stop(
     shared.events.record(about, "Warning", "FailedPreStopHook", text);
 }
 
+/// The running container that one which was added is to look at, if it names one.
+fn target(pod: &Pod, name: &str, seen: &RuntimePod) -> Option<String> {
+    let mut added = pod.spec.as_ref()?.ephemeral_containers.iter().flatten();
+    let target = added.find(|c| c.name == name)?.target_container_name.as_deref()?;
+    seen.latest(target).filter(|run| run.state == State::Running).map(|run| run.id.clone())
+}
+
 /// A container of a pod by name.
 pub(crate) fn find(pod: &Pod, name: &str) -> Option<(Role, ContainerSpec)> {
     let spec = pod.spec.as_ref()?;
-    containers(spec).find(|(_, c)| c.name == name).map(|(role, c)| (role, c.clone()))
+    let own = containers(spec).find(|(_, c)| c.name == name).map(|(role, c)| (role, c.clone()));
+    let added = || ephemeral_containers(spec).into_iter().find(|c| c.name == name);
+    own.or_else(|| Some((Role::Ephemeral, added()?)))
 }
 
 /// A reference to a pod, or to one of its containers.
@@ -525,7 +537,11 @@ pub(crate) fn about(pod: &Pod, container: Option<&str>) -> ObjectReference {
     let mut about = reference(pod);
     if let Some(name) = container {
         let role = find(pod, name).map(|(role, _)| role);
-        let list = if role == Some(Role::App) { "containers" } else { "initContainers" };
+        let list = match role {
+            Some(Role::App) => "containers",
+            Some(Role::Ephemeral) => "ephemeralContainers",
+            _ => "initContainers",
+        };
         about.field_path = Some(format!("spec.{list}{{{name}}}"));
     }
     about

@@ -35,7 +35,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, ahead_bytes: 1 << 20 }
+        Self { segment_bytes: 32 << 20, ahead_bytes: 1 << 20 }
     }
 }
 

@@ -20,4 +20,5 @@ pub(super) const ROWS: &[Row] = &[Row::cluster(
 .update_needs_version()
 .rules(crate::rules::crd::definition)
 .on_create(strategy::definition_create)
+.on_update(strategy::definition_update)
 .defaults(kinds::custom_resource_definition)];

@@ -17,7 +17,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Up-to-date:integer, Available:integer, Node Selector, Age, Containers*, Images*, Selector*", columns::workloads::daemon_set)
         .rules(rules::apps::daemon_set)
-        .warnings(rules::pod::template_warnings)
+        .warnings(rules::warnings::template)
         .on_create(strategy::daemon_set_create)
         .on_update(strategy::daemon_set_update)
         .defaults(kinds::daemon_set),
@@ -31,7 +31,7 @@ pub(super) const ROWS: &[Row] = &[
         .columns("Name, Ready, Up-to-date, Available, Age, Containers*, Images*, Selector*", columns::workloads::deployment)
         .rules(rules::apps::deployment)
         .status_rules(rules::apps::replica_counts)
-        .warnings(rules::pod::template_warnings)
+        .warnings(rules::warnings::template)
         .defaults(kinds::deployment),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "ReplicaSet", "replicasets", "replicaset")
         .short(&["rs"])
@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Row] = &[
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replica_set)
         .rules(rules::apps::replica_set)
         .status_rules(rules::apps::replica_counts)
-        .warnings(rules::pod::template_warnings)
+        .warnings(rules::warnings::template)
         .defaults(kinds::replica_set),
     Row::namespaced("io.k8s.api.apps.v1", ("apps", "v1"), "StatefulSet", "statefulsets", "statefulset")
         .short(&["sts"])
@@ -55,6 +55,6 @@ pub(super) const ROWS: &[Row] = &[
         .columns("Name, Ready, Age, Containers*, Images*", columns::workloads::stateful_set)
         .rules(rules::apps::stateful_set)
         .status_rules(rules::apps::replica_counts)
-        .warnings(rules::pod::template_warnings)
+        .warnings(rules::warnings::stateful_set)
         .defaults(kinds::stateful_set),
 ];

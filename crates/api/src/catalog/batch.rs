@@ -15,6 +15,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Schedule, Timezone, Suspend:boolean, Active:integer, Last Schedule, Age, Containers*, Images*, Selector*", columns::workloads::cron_job)
         .rules(rules::apps::cron_job)
+        .warnings(rules::warnings::cron_job)
         .defaults(kinds::cron_job),
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
         .categories(&["all"])
@@ -25,7 +26,7 @@ pub(super) const ROWS: &[Row] = &[
         .columns("Name, Status, Completions, Duration, Age, Containers*, Images*, Selector*", columns::workloads::job)
         .rules(rules::apps::job)
         .status_rules(rules::apps::job_status)
-        .warnings(rules::pod::template_warnings)
+        .warnings(rules::warnings::template)
         .on_create(strategy::job_create)
         .defaults(kinds::job),
 ];

@@ -4,7 +4,7 @@ use super::{Generation, NameRule, RW, Row};
 use crate::columns;
 use crate::defaults::{kinds, pod};
 use crate::rules;
-use crate::strategy::{kinds as strategy, service};
+use crate::strategy::kinds as strategy;
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Binding", "bindings", "binding")
@@ -65,7 +65,9 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .columns("Name, Status, Volume, Capacity, Access Modes, StorageClass, VolumeAttributesClass, Age, VolumeMode*", columns::core::persistent_volume_claim)
         .rules(rules::core::persistent_volume_claim)
-        .on_create(strategy::pending)
+        .warnings(rules::warnings::claim)
+        .on_create(strategy::claim_create)
+        .on_update(strategy::claim_update)
         .defaults(kinds::persistent_volume_claim),
     Row::cluster("io.k8s.api.core.v1", ("", "v1"), "PersistentVolume", "persistentvolumes", "persistentvolume")
         .short(&["pv"])
@@ -73,6 +75,7 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .columns("Name, Capacity, Access Modes, Reclaim Policy, Status, Claim, StorageClass, VolumeAttributesClass, Reason, Age, VolumeMode*", columns::core::persistent_volume)
         .rules(rules::core::persistent_volume)
+        .warnings(rules::warnings::volume)
         .on_create(strategy::pending)
         .defaults(kinds::persistent_volume),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Pod", "pods", "pod")
@@ -84,13 +87,14 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Ready, Status, Restarts, Age, IP*, Node*, Nominated Node*, Readiness Gates*", columns::workloads::pod)
         .rules(rules::pod::pod)
-        .warnings(rules::pod::warnings)
+        .warnings(rules::warnings::pod)
         .on_create(strategy::pod_create)
         .defaults(pod::pod),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "PodTemplate", "podtemplates", "podtemplate")
         .generation(Generation::Spec)
         .columns("Name, Containers, Images, Pod Labels", columns::workloads::pod_template)
         .rules(rules::core::pod_template)
+        .warnings(rules::warnings::pod_template)
         .defaults(kinds::pod_template),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ReplicationController", "replicationcontrollers", "replicationcontroller")
         .short(&["rc"])
@@ -103,6 +107,7 @@ pub(super) const ROWS: &[Row] = &[
         .generation(Generation::Spec)
         .columns("Name, Desired:integer, Current:integer, Ready:integer, Age, Containers*, Images*, Selector*", columns::workloads::replication_controller)
         .rules(rules::apps::replication_controller)
+        .warnings(rules::warnings::template)
         .status_rules(rules::apps::replica_counts)
         .defaults(kinds::replication_controller),
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "ResourceQuota", "resourcequotas", "resourcequota")
@@ -130,8 +135,11 @@ pub(super) const ROWS: &[Row] = &[
         .prefix("services/specs")
         .selectable(&[("spec.clusterIP", ""), ("spec.type", "")])
         .columns("Name, Type, Cluster-IP, External-IP, Port(s), Age, Selector*", columns::core::service)
-        .on_update(service::update)
         .rules(rules::service::service)
+        .status_rules(rules::service::balancer_status)
+        .warnings(rules::warnings::service)
         .create_on_update()
+        .on_create(crate::strategy::service::create)
+        .on_update(crate::strategy::service::update)
         .defaults(kinds::service),
 ];

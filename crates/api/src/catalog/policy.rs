@@ -87,7 +87,8 @@ pub(super) const NODE: &[Row] = &[Row::cluster(
     "runtimeclass",
 )
 .columns("Name, Handler, Age", columns::groups::runtime_class)
-.rules(rules::groups::runtime_class)];
+.rules(rules::groups::runtime_class)
+.warnings(rules::warnings::runtime_class)];
 
 pub(super) const FLOWCONTROL: &[Row] = &[
     Row::cluster(

@@ -12,6 +12,7 @@ pub(super) const ROWS: &[Row] = &[
         "deviceclasses",
         "deviceclass",
     )
+    .generation(Generation::Spec)
     .columns("Name, Age", columns::core::aged),
     Row::namespaced(
         "io.k8s.api.resource.v1",

@@ -18,6 +18,7 @@ pub(super) const ROWS: &[Row] = &[
         .short(&["sc"])
         .columns("Name, Provisioner, ReclaimPolicy, VolumeBindingMode, AllowVolumeExpansion, Age", columns::groups::storage_class)
         .rules(rules::groups::storage_class)
+        .warnings(rules::warnings::storage_class)
         .defaults(kinds::storage_class),
     Row::cluster("io.k8s.api.storage.v1", ("storage.k8s.io", "v1"), "VolumeAttachment", "volumeattachments", "volumeattachment")
         .sub(&[("status", "VolumeAttachment", RW)])

@@ -153,6 +153,11 @@ fn strip_reset(set: &mut Set, resource: &Resource, subresource: &str) {
                 set.below.insert("f:status".into(), status);
             }
         }
+        "finalize" => set.cut(&["f:status"]),
+        "approval" => {
+            set.cut(&["f:spec"]);
+            set.cut(&["f:status", "f:certificate"]);
+        }
         "status" => {
             set.cut(&["f:spec"]);
             match resource.plural.as_ref() {

@@ -306,6 +306,63 @@ pub fn persistent_volume_claim(new: &Value, old: Option<&Value>, errs: &mut Fiel
     }
 }
 
+fn access_modes(at: &str, modes: &[Value], errs: &mut FieldErrors) {
+    for m in modes {
+        if !ACCESS_MODES.contains(&m.text()) {
+            errs.not_supported(at, m.clone(), &ACCESS_MODES);
+        }
+    }
+    let alone = |m: &Value| m.text() == "ReadWriteOncePod";
+    if modes.iter().any(alone)
+        && modes.iter().any(|m| !alone(m) && ACCESS_MODES.contains(&m.text()))
+    {
+        errs.forbidden(at, "may not use ReadWriteOncePod with other access modes");
+    }
+}
+
+/// Classes and mode, of claims and volumes alike.
+fn volume_classes(path: &str, spec: &Value, errs: &mut FieldErrors) {
+    for key in ["storageClassName", "volumeAttributesClassName"] {
+        let class = spec[key].text();
+        if !class.is_empty() {
+            reasons(&format!("{path}.{key}"), class, name::dns_subdomain(class), errs);
+        }
+    }
+    let (mode, known) = (&spec["volumeMode"], ["Block", "Filesystem"]);
+    super::one_of_if_set(&format!("{path}.volumeMode"), mode, &known, errs);
+}
+
+/// Where the content of a new volume comes from.
+fn data_sources(path: &str, spec: &Value, errs: &mut FieldErrors) {
+    for key in ["dataSource", "dataSourceRef"] {
+        let Some(source) = spec.get(key) else { continue };
+        let at = format!("{path}.{key}");
+        for field in ["name", "kind"].iter().filter(|f| source[**f].text().is_empty()) {
+            errs.required(format!("{at}.{field}"), "");
+        }
+        let (group, kind) = (source["apiGroup"].text(), source["kind"].text());
+        if !group.is_empty() {
+            reasons(&format!("{at}.apiGroup"), group, name::dns_subdomain(group), errs);
+        } else if kind != "PersistentVolumeClaim" {
+            let text = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+            errs.invalid(&at, kind, text);
+        }
+        let namespace = source["namespace"].text();
+        if !namespace.is_empty() {
+            let field = format!("{at}.namespace");
+            reasons(&field, namespace, name::dns_label(namespace), errs);
+        }
+    }
+    let (one, other) = (&spec["dataSource"], &spec["dataSourceRef"]);
+    let same = ["apiGroup", "kind", "name"].iter().all(|key| one[*key] == other[*key]);
+    if !one.is_null() && !other["namespace"].text().is_empty() {
+        let text = "may not be specified when dataSourceRef.namespace is specified";
+        errs.invalid(path, format!("{path}.dataSource"), text);
+    } else if !one.is_null() && !other.is_null() && !same {
+        errs.invalid(path, format!("{path}.dataSource"), "must match dataSourceRef");
+    }
+}
+
 const ACCESS_MODES: [&str; 4] =
     ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
@@ -314,15 +371,7 @@ pub(crate) fn claim_spec(path: &str, spec: &Value, errs: &mut FieldErrors) {
     if modes.is_empty() {
         errs.required(format!("{path}.accessModes"), "at least 1 access mode is required");
     }
-    for m in modes {
-        if !ACCESS_MODES.contains(&m.text()) {
-            errs.not_supported(format!("{path}.accessModes"), m.clone(), &ACCESS_MODES);
-        }
-    }
-    if modes.len() > 1 && modes.iter().any(|m| m.text() == "ReadWriteOncePod") {
-        let text = "may not use ReadWriteOncePod with other access modes";
-        errs.forbidden(format!("{path}.accessModes"), text);
-    }
+    access_modes(&format!("{path}.accessModes"), modes, errs);
     match spec["resources"]["requests"]["storage"].as_str() {
         None => errs.required(format!("{path}.resources[storage]"), ""),
         Some(s) => {
@@ -331,16 +380,8 @@ pub(crate) fn claim_spec(path: &str, spec: &Value, errs: &mut FieldErrors) {
             }
         }
     }
-    if !spec["storageClassName"].text().is_empty() {
-        let c = spec["storageClassName"].text();
-        reasons(&format!("{path}.storageClassName"), c, name::dns_subdomain(c), errs);
-    }
-    super::one_of_if_set(
-        &format!("{path}.volumeMode"),
-        &spec["volumeMode"],
-        &["Block", "Filesystem"],
-        errs,
-    );
+    volume_classes(path, spec, errs);
+    data_sources(path, spec, errs);
     if spec.has("selector") {
         super::label_selector(&format!("{path}.selector"), &spec["selector"], errs);
     }
@@ -361,15 +402,10 @@ const VOLUME_SETTINGS: [&str; 9] = [
 /// PersistentVolume.
 pub fn persistent_volume(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
     let spec = &new["spec"];
-    let modes = spec["accessModes"].items();
-    if modes.is_empty() {
+    if spec["accessModes"].is_empty() {
         errs.required("spec.accessModes", "");
     }
-    for m in modes {
-        if !ACCESS_MODES.contains(&m.text()) {
-            errs.not_supported("spec.accessModes", m.clone(), &ACCESS_MODES);
-        }
-    }
+    access_modes("spec.accessModes", spec["accessModes"].items(), errs);
     let capacity = &spec["capacity"];
     if capacity.is_empty() {
         errs.required("spec.capacity", "");
@@ -378,41 +414,74 @@ pub fn persistent_volume(new: &Value, old: Option<&Value>, errs: &mut FieldError
         let shown = if capacity.is_null() { Value::object() } else { capacity.clone() };
         errs.not_supported("spec.capacity", shown, &["storage"]);
     }
+    for (key, v) in capacity.members() {
+        if Quantity::parse(v.text()).is_ok_and(|q| q <= Quantity::ZERO) {
+            errs.invalid(format!("spec.capacity[{key}]"), v.clone(), "must be greater than zero");
+        }
+    }
+    let (policy, root) = (&spec["persistentVolumeReclaimPolicy"], spec["hostPath"]["path"].text());
     let known = ["Delete", "Recycle", "Retain"];
-    one_of(
-        "spec.persistentVolumeReclaimPolicy",
-        &spec["persistentVolumeReclaimPolicy"],
-        &known,
-        errs,
-    );
-    let sources = |v: &Value| -> Vec<String> {
-        let members =
-            v["spec"].members().filter(|(k, v)| !VOLUME_SETTINGS.contains(k) && !v.is_null());
-        members.map(|(k, _)| k.to_owned()).collect()
-    };
-    let list = sources(new);
-    if list.is_empty() {
-        errs.required("spec", "must specify a volume type");
+    one_of("spec.persistentVolumeReclaimPolicy", policy, &known, errs);
+    if spec.has("nodeAffinity") {
+        let required = &spec["nodeAffinity"]["required"];
+        if required.is_null() {
+            let text = "must specify required node constraints";
+            errs.required("spec.nodeAffinity.required", text);
+        } else {
+            super::scheduling::node_selector("spec.nodeAffinity.required", required, errs);
+        }
     }
-    for extra in list.iter().skip(1) {
-        errs.forbidden(format!("spec.{extra}"), "may not specify more than 1 volume type");
-    }
+    super::volumes::sources("spec", spec, true, errs);
     if spec.has("local") && spec["nodeAffinity"].is_null() {
         errs.required("spec.nodeAffinity", "Local volume requires node affinity");
     }
-    if spec.has("hostPath") && spec["hostPath"]["path"].text().is_empty() {
-        errs.required("spec.hostPath.path", "");
+    if policy.text() == "Recycle" && !root.is_empty() && root.trim_matches('/').is_empty() {
+        let text = "may not be 'recycle' for a hostPath mount of '/'";
+        errs.forbidden("spec.persistentVolumeReclaimPolicy", text);
+    }
+    volume_classes("spec", spec, errs);
+    if spec.has("volumeAttributesClassName") {
+        if spec["volumeAttributesClassName"].text().is_empty() {
+            let text = "an empty string is disallowed";
+            errs.required("spec.volumeAttributesClassName", text);
+        }
+        if !spec.has("csi") {
+            let text = "has to be specified when using volumeAttributesClassName";
+            errs.required("spec.csi", text);
+        }
     }
     if let Some(old) = old {
-        let both: Vec<String> = list.into_iter().chain(sources(old)).collect();
-        if both.iter().any(|k| new["spec"][k.as_str()] != old["spec"][k.as_str()]) {
-            let hunk = difference(&old["spec"], &new["spec"]);
-            let text = format!("spec.persistentvolumesource is immutable after creation{hunk}");
-            errs.forbidden("spec.persistentvolumesource", text);
+        volume_update(new, old, errs);
+    }
+}
+
+fn volume_update(new: &Value, old: &Value, errs: &mut FieldErrors) {
+    let source = |v: &Value, other: &Value| {
+        let mut spec = v["spec"].clone();
+        VOLUME_SETTINGS.iter().for_each(|key| drop(spec.remove(key)));
+        // A secret for growing may come later.
+        let grow = ["csi", "controllerExpandSecretRef"];
+        if other["spec"].has("csi") && !other["spec"]["csi"].has(grow[1]) {
+            spec.remove_at(&grow);
         }
-        if spec["volumeMode"] != old["spec"]["volumeMode"] {
-            errs.invalid("volumeMode", spec["volumeMode"].clone(), IMMUTABLE);
-        }
+        spec
+    };
+    let (n, o) = (&new["spec"], &old["spec"]);
+    if source(new, old) != source(old, old) {
+        let hunk = difference(o, n);
+        let text = format!("spec.persistentvolumesource is immutable after creation{hunk}");
+        errs.forbidden("spec.persistentvolumesource", text);
+    }
+    if n["volumeMode"] != o["volumeMode"] {
+        errs.invalid("volumeMode", n["volumeMode"].clone(), IMMUTABLE);
+    }
+    if o.has("nodeAffinity") && n["nodeAffinity"] != o["nodeAffinity"] {
+        let text = format!("{IMMUTABLE}, except for updating from beta label to GA");
+        errs.invalid("nodeAffinity", super::internal(&n["nodeAffinity"]), text);
+    }
+    if o.has("volumeAttributesClassName") && !n.has("volumeAttributesClassName") {
+        let text = "update from non-nil value to nil is forbidden";
+        errs.forbidden("spec.volumeAttributesClassName", text);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rules of custom resource definitions.
 
 use super::{IMMUTABLE, internal, one_of, one_of_if_set, reasons};
+use crate::crd::names;
 use crate::error::FieldErrors;
 use crate::meta;
 use crate::name;
@@ -38,7 +39,7 @@ pub fn definition(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
     names(&spec["names"], errs);
     versions(new, errs);
     conversion(&spec["conversion"], errs);
-    if let Some(old) = old.filter(|o| established(o)) {
+    if let Some(old) = old.filter(|o| names::is(o, "Established")) {
         for path in [&["scope"][..], &["names", "kind"]] {
             if spec.at(path) != old["spec"].at(path) {
                 let found = spec.at(path).cloned().unwrap_or_default();
@@ -46,10 +47,6 @@ pub fn definition(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
             }
         }
     }
-}
-
-fn established(definition: &Value) -> bool {
-    meta::condition(definition, "Established").is_some_and(|c| c["status"].text() == "True")
 }
 
 /// Groups of the project itself need its word.

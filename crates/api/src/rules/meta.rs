@@ -34,7 +34,7 @@ pub fn validate(resource: &Resource, v: &Value, errs: &mut FieldErrors) {
     labels("metadata.labels", &m["labels"], errs);
     annotations(&m["annotations"], errs);
     owner_references(&m["ownerReferences"], errs);
-    finalizers(m, errs);
+    finalizers(m, resource, errs);
 }
 
 fn name_reasons(resource: &Resource, text: &str) -> Vec<String> {
@@ -151,12 +151,14 @@ pub(crate) fn shown(v: &Value) -> String {
     }
 }
 
-fn finalizers(m: &Value, errs: &mut FieldErrors) {
+fn finalizers(m: &Value, resource: &Resource, errs: &mut FieldErrors) {
+    // Custom resources and their definitions ask for a name and no more.
+    let any = resource.custom || resource.group == "apiextensions.k8s.io";
     for (i, f) in m["finalizers"].items().iter().enumerate() {
         let text = f.text();
         reasons("metadata.finalizers", text, name::qualified(text), errs);
         let standard = matches!(text, "kubernetes" | "orphan" | "foregroundDeletion");
-        if !text.contains('/') && !standard {
+        if !any && !text.contains('/') && !standard {
             errs.invalid(
                 format!("metadata.finalizers[{i}]"),
                 text,

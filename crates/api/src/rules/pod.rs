@@ -1,10 +1,13 @@
 //! Rules of pods and pod templates.
 
+use super::amounts::resources;
+use super::env::{env, env_from, resize_policies};
 use super::scheduling::{affinity, spread, tolerations};
-use super::security::{operating_system, security};
+use super::security::{host_users, operating_system, pod_security, security};
 use super::volumes::{mounts, volumes};
 use super::{labels, non_negative, one_of, one_of_if_set, port, port_number, reasons};
 use crate::error::{FieldErrors, FieldReason};
+use crate::meta;
 use crate::name;
 use crate::object::Value;
 use crate::quantity::Quantity;
@@ -46,17 +49,80 @@ pub fn pod(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         super::pod_update::update(new, old, errs);
         return;
     }
-    if !new["spec"]["ephemeralContainers"].is_empty() {
+    let s = &new["spec"];
+    if !s["ephemeralContainers"].is_empty() {
         errs.forbidden("spec.ephemeralContainers", "cannot be set on create");
     }
-    spec("spec", &new["spec"], errs);
+    if !s["nodeName"].text().is_empty() && !s["schedulingGates"].is_empty() {
+        let text = "cannot be set until all schedulingGates have been cleared";
+        errs.forbidden("spec.nodeName", text);
+    }
+    whole(new, errs);
 }
 
-/// A pod's spec at `path`.
+/// All that is asked of a pod, new or not, beside what is asked of its spec in a template.
+pub(super) fn whole(new: &Value, errs: &mut FieldErrors) {
+    let s = &new["spec"];
+    checked_spec("spec", s, Of::Pod(meta::name(new)), errs);
+    annotations("metadata.annotations", new, s, errs);
+    if !s["serviceAccountName"].text().is_empty() {
+        return;
+    }
+    for (i, volume) in s["volumes"].items().iter().enumerate() {
+        for (j, source) in volume["projected"]["sources"].items().iter().enumerate() {
+            if source.has("serviceAccountToken") {
+                errs.forbidden(
+                    format!("spec.volumes[{i}].projected.sources[{j}].serviceAccountToken"),
+                    "must not be specified when serviceAccountName is not set",
+                );
+            }
+        }
+    }
+}
+
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Annotations that mean something to the server, of a pod or a template.
+pub(super) fn annotations(at: &str, holder: &Value, spec: &Value, errs: &mut FieldErrors) {
+    if let Some(cost) = meta::annotation(holder, DELETION_COST)
+        && (cost.parse::<i32>().is_err()
+            || cost.starts_with('+')
+            || (cost.len() > 1 && cost.starts_with('0')))
+    {
+        errs.invalid(format!("{at}[{DELETION_COST}]"), cost, "must be a 32bit integer");
+    }
+    if let Some(mirror) = meta::annotation(holder, MIRROR)
+        && !mirror.is_empty()
+        && spec["nodeName"].text().is_empty()
+    {
+        let text = "must set spec.nodeName if mirror pod annotation is set";
+        errs.invalid(format!("{at}[{MIRROR}]"), mirror, text);
+    }
+}
+
+/// What a spec is of: some rules are older for templates.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of<'a> {
+    /// A pod of this name.
+    Pod(&'a str),
+    Template,
+}
+
+/// The spec of a template at `path`.
 pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
-    let volumes = volumes(&format!("{path}.volumes"), &s["volumes"], errs);
+    checked_spec(path, s, Of::Template, errs);
+    if !s["ephemeralContainers"].is_empty() {
+        let text = "ephemeral containers not allowed in pod template";
+        errs.forbidden(format!("{path}.ephemeralContainers"), text);
+    }
+}
+
+fn checked_spec(path: &str, s: &Value, of: Of<'_>, errs: &mut FieldErrors) {
+    let pod = if let Of::Pod(name) = of { name } else { "" };
+    let volumes = volumes(&format!("{path}.volumes"), &s["volumes"], pod, errs);
     let claims: Vec<&str> = s["resourceClaims"].items().iter().map(|c| c["name"].text()).collect();
-    let seen = Seen { volumes: &volumes, claims: &claims };
+    let seen = Seen { volumes: &volumes, claims: &claims, spec: s, pod: of != Of::Template };
     let mut names: Vec<String> = Vec::new();
     let list = s["containers"].items();
     if list.is_empty() {
@@ -72,7 +138,11 @@ pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
         errs,
     );
     operating_system(path, s, errs);
-    host_port_conflicts(path, list, errs);
+    host_port_conflicts(&format!("{path}.containers"), list, errs);
+    for c in s["initContainers"].items() {
+        host_port_conflicts(&format!("{path}.initContainers"), std::slice::from_ref(c), errs);
+    }
+    host_network(path, s, of != Of::Template, errs);
     one_of(
         &format!("{path}.restartPolicy"),
         &s["restartPolicy"],
@@ -89,9 +159,13 @@ pub fn spec(path: &str, s: &Value, errs: &mut FieldErrors) {
     spread(&format!("{path}.topologySpreadConstraints"), &s["topologySpreadConstraints"], errs);
     names_of_others(path, s, errs);
     numbers(path, s, errs);
-    security(&format!("{path}.securityContext"), &s["securityContext"], errs);
-    if s.has("os") {
+    pod_security(&format!("{path}.securityContext"), s, errs);
+    host_users(path, s, errs);
+    pod_resources(path, s, errs);
+    if s["os"].get("name").is_some_and(|n| !n.text().is_empty()) {
         one_of(&format!("{path}.os"), &s["os"]["name"], &["linux", "windows"], errs);
+    } else if s.has("os") {
+        errs.required(format!("{path}.os.name"), "cannot be empty");
     }
     let policies = ["Never", "PreemptLowerPriority"];
     one_of_if_set(&format!("{path}.preemptionPolicy"), &s["preemptionPolicy"], &policies, errs);
@@ -220,8 +294,68 @@ fn resource_claims(path: &str, s: &Value, errs: &mut FieldErrors) {
 
 /// What containers may refer to.
 struct Seen<'a> {
-    volumes: &'a [String],
+    volumes: &'a [&'a Value],
     claims: &'a [&'a str],
+    spec: &'a Value,
+    /// Of a pod, not of a template.
+    pod: bool,
+}
+
+/// On the host's network a container's port is the host's.
+fn host_network(path: &str, s: &Value, pod: bool, errs: &mut FieldErrors) {
+    if s["hostNetwork"].as_bool() != Some(true) {
+        return;
+    }
+    for (i, c) in s["containers"].items().iter().enumerate() {
+        for (j, p) in c["ports"].items().iter().enumerate() {
+            let host = p["hostPort"].as_int().unwrap_or(0);
+            if (pod || host != 0) && host != p["containerPort"].as_int().unwrap_or(0) {
+                let at = format!("{path}.containers[{i}].ports[{j}].hostPort");
+                errs.invalid(at, host, "must match `containerPort` when `hostNetwork` is true");
+            }
+        }
+    }
+}
+
+/// What the pod as a whole asks for holds what its containers ask for.
+fn pod_resources(path: &str, s: &Value, errs: &mut FieldErrors) {
+    if s.has("overhead") {
+        let mut overhead = Value::object();
+        overhead.set("limits", s["overhead"].clone());
+        resources(&format!("{path}.overhead"), &overhead, errs);
+    }
+    let (at, whole) = (format!("{path}.resources"), &s["resources"]);
+    if whole.is_null() {
+        return;
+    }
+    if whole.has("claims") {
+        let text = "claims cannot be set for Resources at pod-level";
+        errs.forbidden(format!("{at}.claims"), text);
+    }
+    resources(&at, whole, errs);
+    let read = |v: &Value| v.as_str().and_then(|text| Quantity::parse(text).ok());
+    for (key, v) in whole["requests"].members() {
+        let each = s["containers"].items().iter();
+        let sum = each.filter_map(|c| read(&c["resources"]["requests"][key]));
+        let sum = sum.fold(Quantity::ZERO, Quantity::plus);
+        if read(v).is_some_and(|request| sum > request) {
+            let why =
+                format!("must be greater than or equal to aggregate container requests of {sum}");
+            errs.invalid(format!("{at}.requests[{key}]"), v.clone(), why);
+        }
+    }
+    for (i, c) in s["containers"].items().iter().enumerate() {
+        for (key, v) in c["resources"]["limits"].members() {
+            let most = read(&whole["limits"][key]);
+            if let (Some(limit), Some(most)) = (read(v), most)
+                && limit > most
+            {
+                let field = format!("{at}.containers[{i}][{key}].limits");
+                let why = format!("must be less than or equal to pod limits of {most}");
+                errs.invalid(field, v.clone(), why);
+            }
+        }
+    }
 }
 
 fn containers(
@@ -260,7 +394,7 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     let image = c["image"].text();
     if image.is_empty() {
         errs.required(format!("{at}.image"), "");
-    } else if image.trim() != image && at.starts_with("spec.") && !at.contains("template") {
+    } else if image.trim() != image && seen.pod {
         let text = "must not have leading or trailing whitespace";
         errs.invalid(format!("{at}.image"), image, text);
     }
@@ -277,32 +411,61 @@ fn container(at: &str, c: &Value, seen: &Seen<'_>, errs: &mut FieldErrors) {
     env(&format!("{at}.env"), &c["env"], errs);
     env_from(&format!("{at}.envFrom"), &c["envFrom"], errs);
     mounts(at, c, seen.volumes, errs);
+    let runs_to_end = at.contains("initContainers") && c["restartPolicy"].text() != "Always";
+    let grace_s = seen.spec["terminationGracePeriodSeconds"].as_int();
     for (key, liveness) in
         [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)]
     {
         probe(&format!("{at}.{key}"), &c[key], liveness, errs);
     }
     for hook in ["postStart", "preStop"] {
-        let runs_to_end = at.contains("initContainers") && c["restartPolicy"].text() != "Always";
         if c["lifecycle"].has(hook) && !runs_to_end {
-            handler(&format!("{at}.lifecycle.{hook}"), &c["lifecycle"][hook], errs);
+            let h = &c["lifecycle"][hook];
+            handler(&format!("{at}.lifecycle.{hook}"), h, grace_s, errs);
         }
     }
+    let restarts = ["Always", "Never", "OnFailure"];
+    one_of_if_set(&format!("{at}.restartPolicy"), &c["restartPolicy"], &restarts, errs);
+    let never = seen.spec["restartPolicy"].text() == "Never";
+    resize_policies(&format!("{at}.resizePolicy"), &c["resizePolicy"], never, errs);
     resources(&format!("{at}.resources"), &c["resources"], errs);
-    for (i, claim) in c["resources"]["claims"].items().iter().enumerate() {
-        let n = claim["name"].text();
-        if !seen.claims.contains(&n) {
-            let text = format!("must be one of the names in pod.spec.resourceClaims: {}", {
-                let mut names = seen.claims.to_vec();
-                names.sort_unstable();
-                names.dedup();
-                names.join(", ")
-            });
-            let reason = FieldReason::NotFoundIn(Value::from(n), text);
-            errs.push(format!("{at}.resources.claims[{i}]"), reason);
+    claimed(&format!("{at}.resources.claims"), &c["resources"]["claims"], seen.claims, errs);
+    let host_users = seen.spec["hostUsers"].as_bool() != Some(false);
+    security(&format!("{at}.securityContext"), &c["securityContext"], host_users, errs);
+}
+
+/// The devices that a container uses are among those of the pod.
+fn claimed(path: &str, v: &Value, known: &[&str], errs: &mut FieldErrors) {
+    let list = v.items();
+    for (i, claim) in list.iter().enumerate() {
+        let (at, n, request) =
+            (format!("{path}[{i}]"), claim["name"].text(), claim["request"].text());
+        if n.is_empty() {
+            errs.required(at, "");
+            continue;
+        }
+        let same = |o: &&Value| o["name"].text() == n;
+        let all = |o: &Value| o["request"].text().is_empty();
+        if list[..i].iter().filter(same).any(|o| all(o) || request.is_empty()) {
+            errs.duplicate(&at, n);
+        } else if list[..i].iter().filter(same).any(|o| o["request"].text() == request) {
+            errs.duplicate(&at, format!("{n}/{request}"));
+        }
+        if !request.is_empty() {
+            reasons(&format!("{at}.request"), request, name::dns_label(request), errs);
+        }
+        if !known.contains(&n) {
+            let mut names = known.to_vec();
+            names.sort_unstable();
+            names.dedup();
+            let list = match names.join(", ") {
+                none if none.is_empty() => " which is empty".to_owned(),
+                list => format!(": {list}"),
+            };
+            let text = format!("must be one of the names in pod.spec.resourceClaims{list}");
+            errs.push(at, FieldReason::NotFoundIn(Value::from(n), text));
         }
     }
-    security(&format!("{at}.securityContext"), &c["securityContext"], errs);
 }
 
 fn ports(path: &str, v: &Value, errs: &mut FieldErrors) {
@@ -338,121 +501,9 @@ fn host_port_conflicts(path: &str, list: &[Value], errs: &mut FieldErrors) {
             }
             let text = format!("{}/{}/{port}", p["protocol"].text(), p["hostIP"].text());
             if used.contains(&text) {
-                errs.duplicate(
-                    format!("{path}.containers[{i}].ports[{j}].hostPort"),
-                    text.as_str(),
-                );
+                errs.duplicate(format!("{path}[{i}].ports[{j}].hostPort"), text.as_str());
             }
             used.push(text);
-        }
-    }
-}
-
-const FIELD_REFS: [&str; 10] = [
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.hostname",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-fn env(path: &str, v: &Value, errs: &mut FieldErrors) {
-    for (i, e) in v.items().iter().enumerate() {
-        let at = format!("{path}[{i}]");
-        match e["name"].text() {
-            "" => errs.required(format!("{at}.name"), ""),
-            n => reasons(&format!("{at}.name"), n, name::env_name(n), errs),
-        }
-        let from = &e["valueFrom"];
-        if from.is_null() {
-            continue;
-        }
-        let at = format!("{at}.valueFrom");
-        let sources = from.members().filter(|(_, v)| !v.is_null()).count();
-        if !e["value"].text().is_empty() {
-            if sources > 0 {
-                errs.invalid(&at, "", "may not be specified when `value` is not empty");
-            }
-        } else if sources > 1 {
-            errs.invalid(&at, "", "may not have more than one field specified at a time");
-        }
-        if sources == 0 {
-            errs.invalid(
-                &at,
-                "",
-                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, \
-                `secretKeyRef` or `fileKeyRef`",
-            );
-        }
-        if from.has("fieldRef") {
-            field_ref(&format!("{at}.fieldRef"), &from["fieldRef"], &FIELD_REFS, errs);
-        }
-        for key in ["configMapKeyRef", "secretKeyRef"] {
-            if from.has(key) {
-                if from[key]["name"].text().is_empty() {
-                    errs.required(format!("{at}.{key}.name"), "");
-                }
-                match from[key]["key"].text() {
-                    "" => errs.required(format!("{at}.{key}.key"), ""),
-                    k => reasons(&format!("{at}.{key}.key"), k, name::config_key(k), errs),
-                }
-            }
-        }
-        if from.has("resourceFieldRef") && from["resourceFieldRef"]["resource"].text().is_empty() {
-            errs.required(format!("{at}.resourceFieldRef.resource"), "");
-        }
-    }
-}
-
-fn field_ref(at: &str, r: &Value, known: &[&str], errs: &mut FieldErrors) {
-    let field = r["fieldPath"].text();
-    if field.is_empty() {
-        errs.required(format!("{at}.fieldPath"), "");
-        return;
-    }
-    let subscript =
-        field.split_once("['").and_then(|(p, rest)| Some((p, rest.strip_suffix("']")?)));
-    match subscript {
-        Some(("metadata.annotations" | "metadata.labels", key)) => {
-            let key = key.to_lowercase();
-            reasons(at, &key, name::qualified(&key), errs);
-        }
-        Some(_) => {
-            errs.invalid(format!("{at}.fieldPath"), field, "does not support subscript");
-        }
-        None if !known.contains(&field) => {
-            let text = format!("error converting fieldPath: field label not supported: {field}");
-            errs.invalid(format!("{at}.fieldPath"), field, text);
-        }
-        None => {}
-    }
-}
-
-fn env_from(path: &str, v: &Value, errs: &mut FieldErrors) {
-    for (i, e) in v.items().iter().enumerate() {
-        let at = format!("{path}[{i}]");
-        let prefix = e["prefix"].text();
-        if !prefix.is_empty() {
-            reasons(&format!("{at}.prefix"), prefix, name::env_name(prefix), errs);
-        }
-        let mut sources = 0;
-        for key in ["configMapRef", "secretRef"] {
-            if e.has(key) {
-                sources += 1;
-                if e[key]["name"].text().is_empty() {
-                    errs.required(format!("{at}.{key}.name"), "");
-                }
-            }
-        }
-        match sources {
-            0 => errs.invalid(at, "", "must specify one of: `configMapRef` or `secretRef`"),
-            1 => {}
-            _ => errs.invalid(at, "", "may not have more than one field specified at a time"),
         }
     }
 }
@@ -461,7 +512,7 @@ fn probe(at: &str, p: &Value, single_success: bool, errs: &mut FieldErrors) {
     if p.is_null() {
         return;
     }
-    handler(at, p, errs);
+    handler(at, p, None, errs);
     for key in [
         "initialDelaySeconds",
         "timeoutSeconds",
@@ -470,6 +521,11 @@ fn probe(at: &str, p: &Value, single_success: bool, errs: &mut FieldErrors) {
         "failureThreshold",
     ] {
         non_negative(&format!("{at}.{key}"), &p[key], errs);
+    }
+    if !single_success && p.has("terminationGracePeriodSeconds") {
+        let shown = p["terminationGracePeriodSeconds"].clone();
+        let text = "must not be set for readinessProbes";
+        errs.invalid(format!("{at}.terminationGracePeriodSeconds"), shown, text);
     }
     if p["terminationGracePeriodSeconds"].as_int().is_some_and(|n| n <= 0) {
         let shown = p["terminationGracePeriodSeconds"].clone();
@@ -484,7 +540,8 @@ fn probe(at: &str, p: &Value, single_success: bool, errs: &mut FieldErrors) {
     }
 }
 
-fn handler(at: &str, h: &Value, errs: &mut FieldErrors) {
+/// One handler; a hook may sleep for as long as a pod has to end.
+fn handler(at: &str, h: &Value, grace_s: Option<i64>, errs: &mut FieldErrors) {
     let mut kinds = 0;
     for key in ["exec", "httpGet", "tcpSocket", "grpc", "sleep"] {
         if !h.has(key) {
@@ -504,86 +561,26 @@ fn handler(at: &str, h: &Value, errs: &mut FieldErrors) {
                 }
                 port(&format!("{at}.port"), &h[key]["port"], errs);
                 one_of(&format!("{at}.scheme"), &h[key]["scheme"], &["HTTP", "HTTPS"], errs);
+                for header in h[key]["httpHeaders"].items() {
+                    let n = header["name"].text();
+                    reasons(&format!("{at}.httpHeaders"), n, name::header(n), errs);
+                }
             }
             "tcpSocket" => port(&format!("{at}.port"), &h[key]["port"], errs),
             "grpc" => port_number(&format!("{at}.port"), &h[key]["port"], errs),
+            "sleep" => {
+                let seconds = h[key]["seconds"].as_int().unwrap_or(0);
+                if let Some(grace_s) = grace_s.filter(|most| !(0..=*most).contains(&seconds)) {
+                    let why = format!(
+                        "must be non-negative and less than terminationGracePeriodSeconds ({grace_s})"
+                    );
+                    errs.invalid(at, seconds, why);
+                }
+            }
             _ => {}
         }
     }
     if kinds == 0 {
         errs.required(at, "must specify a handler type");
-    }
-}
-
-const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
-
-/// Requests and limits.
-pub(super) fn resources(at: &str, r: &Value, errs: &mut FieldErrors) {
-    for list in ["limits", "requests"] {
-        for (key, v) in r[list].members() {
-            let at = format!("{at}.{list}[{key}]");
-            reasons(&at, key, name::qualified(key), errs);
-            let standard =
-                STANDARD.contains(&key) || key.starts_with("hugepages-") || key.contains('/');
-            if !standard && name::qualified(key).is_empty() {
-                errs.invalid(&at, key, "must be a standard resource type or fully qualified");
-                errs.invalid(&at, key, "must be a standard resource for containers");
-            }
-            let Ok(q) = Quantity::parse(v.text()) else { continue };
-            if q.is_negative() {
-                errs.invalid(&at, v.clone(), super::NON_NEGATIVE);
-            }
-            if key.contains('/') && !q.is_whole() {
-                errs.invalid(&at, v.clone(), "must be an integer");
-            }
-        }
-    }
-    for (key, v) in r["requests"].members() {
-        let (Ok(request), Some(limit)) = (Quantity::parse(v.text()), r["limits"][key].as_str())
-        else {
-            if key.contains('/') && !r["limits"].has(key) {
-                errs.required(
-                    format!("{at}.limits"),
-                    "Limit must be set for non overcommitable resources",
-                );
-            }
-            continue;
-        };
-        let Ok(limit) = Quantity::parse(limit) else { continue };
-        let extended = key.contains('/') || key.starts_with("hugepages-");
-        if extended && request != limit {
-            let text = format!("must be equal to {key} limit of {limit}");
-            errs.invalid(format!("{at}.requests"), v.clone(), text);
-        } else if !extended && request > limit {
-            let text = format!("must be less than or equal to {key} limit of {limit}");
-            errs.invalid(format!("{at}.requests"), v.clone(), text);
-        }
-    }
-}
-
-/// Warnings about a pod: variables that hide others.
-pub fn warnings(new: &Value, _: Option<&Value>, out: &mut Vec<String>) {
-    spec_warnings("spec", &new["spec"], out);
-}
-
-/// Warnings about the template of a workload.
-pub fn template_warnings(new: &Value, _: Option<&Value>, out: &mut Vec<String>) {
-    spec_warnings("spec.template.spec", &new["spec"]["template"]["spec"], out);
-}
-
-fn spec_warnings(path: &str, spec: &Value, out: &mut Vec<String>) {
-    for list in ["containers", "initContainers"] {
-        for (i, c) in spec[list].items().iter().enumerate() {
-            let env = c["env"].items();
-            for (j, e) in env.iter().enumerate() {
-                let name = e["name"].text();
-                if env[..j].iter().any(|o| o["name"].text() == name) {
-                    out.push(format!(
-                        "{path}.{list}[{i}].env[{j}]: hides previous definition of {name:?}, which may be \
-                         dropped when using apply"
-                    ));
-                }
-            }
-        }
     }
 }

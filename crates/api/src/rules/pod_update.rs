@@ -9,6 +9,7 @@ tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it
 
 /// A write to the main resource.
 pub fn update(new: &Value, old: &Value, errs: &mut FieldErrors) {
+    super::pod::whole(new, errs);
     let (n, o) = (&new["spec"], &old["spec"]);
     for list in ["containers", "initContainers"] {
         if n[list].items().len() != o[list].items().len() {
@@ -17,22 +18,27 @@ pub fn update(new: &Value, old: &Value, errs: &mut FieldErrors) {
             return;
         }
         for (i, c) in n[list].items().iter().enumerate() {
-            if c["image"].text().is_empty() {
-                errs.required(format!("spec.{list}[{i}].image"), "");
+            let (at, image) = (format!("spec.{list}[{i}].image"), c["image"].text());
+            if image.is_empty() {
+                errs.required(at, "");
+            } else if image.trim() != image {
+                errs.invalid(at, image, "must not have leading or trailing whitespace");
             }
         }
     }
-    deadline(n, o, errs);
+    if !deadline(n, o, errs) {
+        return;
+    }
     if !tolerations_grow(n, o) {
         let text = "existing toleration can not be modified except its tolerationSeconds";
         errs.forbidden("spec.tolerations", text);
     }
-    let gated = !o["schedulingGates"].is_empty();
-    let added =
-        n["schedulingGates"].items().iter().any(|g| !o["schedulingGates"].items().contains(g));
-    if added {
-        let text = "only deletion is allowed, but found new scheduling gate";
-        errs.forbidden("spec.schedulingGates", text);
+    for (i, gate) in n["schedulingGates"].items().iter().enumerate() {
+        if !o["schedulingGates"].items().contains(gate) {
+            let name = gate["name"].text();
+            let text = format!("only deletion is allowed, but found new scheduling gate '{name}'");
+            errs.forbidden(format!("spec.schedulingGates[{i}].name"), text);
+        }
     }
     let mut munged = n.clone();
     for list in ["containers", "initContainers"] {
@@ -49,36 +55,91 @@ pub fn update(new: &Value, old: &Value, errs: &mut FieldErrors) {
     {
         keys.push("terminationGracePeriodSeconds");
     }
-    if gated {
-        keys.extend(["nodeSelector", "affinity"]);
-    }
-    for key in keys {
-        match o.get(key) {
-            Some(v) => munged.set(key, v.clone()),
-            None => {
-                munged.remove(key);
-            }
+    if !o["schedulingGates"].is_empty() {
+        narrowed(n, o, errs);
+        keys.push("nodeSelector");
+        put_back(&mut munged, o, &["affinity", "nodeAffinity"]);
+        if munged["affinity"].is_empty() && !o.has("affinity") {
+            munged.remove("affinity");
         }
     }
+    keys.iter().for_each(|key| put_back(&mut munged, o, &[key]));
     if munged != *o {
-        errs.forbidden("spec", ALLOWED);
+        errs.forbidden("spec", format!("{ALLOWED}{}", super::difference(o, &munged)));
     }
 }
 
-fn deadline(n: &Value, o: &Value, errs: &mut FieldErrors) {
+/// Takes one field from the old spec.
+fn put_back(spec: &mut Value, old: &Value, path: &[&str]) {
+    match old.at(path) {
+        Some(v) => spec.set_at(path, v.clone()),
+        None => {
+            spec.remove_at(path);
+        }
+    }
+}
+
+/// While a pod is held back from the scheduler, the nodes it may run on may become fewer, not more.
+fn narrowed(n: &Value, o: &Value, errs: &mut FieldErrors) {
+    let at = "spec.nodeSelector";
+    for (key, v) in o["nodeSelector"].members() {
+        if n["nodeSelector"].get(key) != Some(v) {
+            let text =
+                "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+            let shown = n["nodeSelector"].clone();
+            errs.invalid(at, if shown.is_null() { Value::object() } else { shown }, text);
+            break;
+        }
+    }
+    let at = "spec.affinity.nodeAffinity";
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    let terms =
+        |spec: &Value| spec["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"].clone();
+    let (new, old) = (terms(n), terms(o));
+    if old.is_empty() {
+        return;
+    }
+    if new.items().len() != old.items().len() {
+        let text = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        let field = format!("{at}.{required}.nodeSelectorTerms");
+        errs.invalid(field, super::internal(&new), text);
+        return;
+    }
+    for (i, (new, old)) in new.items().iter().zip(old.items()).enumerate() {
+        let wider = ["matchExpressions", "matchFields"].iter().any(|list| {
+            !old[*list]
+                .items()
+                .iter()
+                .enumerate()
+                .all(|(j, e)| new[*list].items().get(j) == Some(e))
+        });
+        if wider || (old.is_empty() && !new.is_empty()) {
+            let text = "only additions are allowed (no mutations or deletions)";
+            let field = format!("{at}.{required}.nodeSelectorTerms[{i}]");
+            errs.invalid(field, super::internal(new), text);
+        }
+    }
+}
+
+/// Whether there is more to look at.
+fn deadline(n: &Value, o: &Value, errs: &mut FieldErrors) -> bool {
     let (new, old) = (n["activeDeadlineSeconds"].as_int(), o["activeDeadlineSeconds"].as_int());
     let path = "spec.activeDeadlineSeconds";
     match (new, old) {
-        (Some(n), _) if n < 1 || n > i64::from(i32::MAX) => {
-            errs.invalid(path, n, format!("must be between 1 and {}, inclusive", i32::MAX));
+        (Some(n), _) if n < 0 || n > i64::from(i32::MAX) => {
+            errs.invalid(path, n, format!("must be between 0 and {}, inclusive", i32::MAX));
+            false
         }
         (Some(n), Some(o)) if n > o => {
-            errs.invalid(path, n, format!("must be less than or equal to previous value {o}"));
+            errs.invalid(path, n, "must be less than or equal to previous value");
+            false
         }
         (None, Some(_)) => {
-            errs.invalid(path, Value::Null, "must not update from a positive integer to nil value")
+            let text = "must not update from a positive integer to nil value";
+            errs.invalid(path, Value::Null, text);
+            true
         }
-        _ => {}
+        _ => true,
     }
 }
 
@@ -151,37 +212,64 @@ pub fn ephemeral_containers(new: &Value, old: &Value, errs: &mut FieldErrors) {
 /// A write through `resize`.
 pub fn resize(new: &Value, old: &Value, errs: &mut FieldErrors) {
     let (n, o) = (&new["spec"], &old["spec"]);
-    if n["os"]["name"].text() == "windows" {
+    super::pod::whole(new, errs);
+    if o["os"]["name"].text() == "windows" {
         errs.forbidden("", "windows pods cannot be resized");
+        return;
     }
-    if crate::meta::annotation(new, "kubernetes.io/config.mirror").is_some() {
+    if crate::meta::annotation(old, "kubernetes.io/config.mirror").is_some() {
         errs.forbidden("", "static pods cannot be resized");
+        return;
     }
     if super::pod::qos_class(n) != super::pod::qos_class(o) {
         let class = new["status"]["qosClass"].text();
         errs.invalid("spec", class, "Pod QOS Class may not change as a result of resizing");
     }
-    let rest = |spec: &Value| -> Vec<Value> {
-        let lists = ["containers", "initContainers"].into_iter().flat_map(|l| spec[l].items());
-        let mut all: Vec<Value> = lists.map(|c| c["resources"].clone()).collect();
-        for resources in &mut all {
-            for list in ["requests", "limits"] {
-                for key in ["cpu", "memory"] {
-                    resources.remove_at(&[list, key]);
+    let mut running = old["status"]["containerStatuses"].items().iter();
+    if running.find(|c| c["state"].has("running")).is_some_and(|c| !c.has("resources")) {
+        errs.forbidden("spec", "Pod running on node without support for resize");
+    }
+    for (list, what) in [
+        ("initContainers", "only cpu and memory resources for sidecar containers are mutable"),
+        ("containers", "only cpu and memory resources are mutable"),
+    ] {
+        for (i, (c, old)) in n[list].items().iter().zip(o[list].items()).enumerate() {
+            let sidecar = c["restartPolicy"].text() == "Always";
+            if list == "initContainers" && !sidecar {
+                if c != old {
+                    let text = "resources for non-sidecar init containers are immutable";
+                    errs.forbidden("spec", text);
                 }
-                if resources[list].is_empty() {
-                    resources.remove(list);
-                }
+                continue;
+            }
+            container_resize(&format!("spec.{list}[{i}].resources"), c, old, errs);
+            if beside_cpu_and_memory(c, old) != *old {
+                errs.forbidden("spec", what);
             }
         }
-        all
-    };
-    if rest(n) != rest(o) {
-        errs.forbidden("spec", "only cpu and memory resources are mutable");
     }
-    for list in ["containers", "initContainers"] {
-        for (i, c) in n[list].items().iter().enumerate() {
-            super::pod::resources(&format!("spec.{list}[{i}].resources"), &c["resources"], errs);
+}
+
+/// A container with the cpu and memory that it had.
+fn beside_cpu_and_memory(c: &Value, old: &Value) -> Value {
+    let mut c = c.clone();
+    for list in ["requests", "limits"] {
+        for key in ["cpu", "memory"] {
+            put_back(&mut c, old, &["resources", list, key]);
+        }
+        if c["resources"][list].is_empty() && !old["resources"].has(list) {
+            c.remove_at(&["resources", list]);
+        }
+    }
+    c
+}
+
+/// Nothing that was promised may be taken away.
+fn container_resize(at: &str, c: &Value, old: &Value, errs: &mut FieldErrors) {
+    for (list, what) in [("requests", "resource requests"), ("limits", "resource limits")] {
+        let now = &c["resources"][list];
+        if old["resources"][list].members().any(|(key, _)| !now.has(key)) {
+            errs.forbidden(format!("{at}.{list}"), format!("{what} cannot be removed"));
         }
     }
 }
@@ -193,10 +281,12 @@ mod tests {
     #[test]
     fn a_resize_keeps_the_class_and_touches_cpu_and_memory_only() {
         let pod = |resources: Value| {
-            let mut container = Value::object();
-            container.set("resources", resources);
-            let mut pod = crate::json!({"status": {"qosClass": "Burstable"}});
-            pod.set_at(&["spec", "containers"], vec![container]);
+            let mut pod = crate::json!({"metadata": {"name": "p"}, "status": {"qosClass": "Burstable"},
+                "spec": {"containers": [{"name": "c", "image": "i"}]}});
+            if let Some(list) = pod.at_mut(&["spec", "containers"]) {
+                list.items_mut()[0].set("resources", resources);
+            }
+            crate::defaults::pod::pod(&mut pod);
             pod
         };
         let old = pod(crate::json!({"requests": {"cpu": "1"}}));

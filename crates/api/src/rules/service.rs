@@ -56,8 +56,74 @@ pub fn service(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
         errs.not_supported("spec.type", spec["type"].clone(), &TYPES);
     }
     traffic(spec, kind, errs);
+    hints(new, errs);
     if let Some(old) = old {
         update(new, old, errs);
+    }
+}
+
+const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+const MODE: &str = "service.kubernetes.io/topology-mode";
+const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// Annotations that say what fields say now.
+fn hints(new: &Value, errs: &mut FieldErrors) {
+    if let (Some(old_way), Some(mode)) = (meta::annotation(new, HINTS), meta::annotation(new, MODE))
+        && old_way != mode
+    {
+        let text = format!("must match annotations[{HINTS}] when both are specified");
+        errs.invalid(format!("metadata.annotations[{MODE}]"), mode, text);
+    }
+    let spec = &new["spec"];
+    let Some(ranges) = meta::annotation(new, RANGES) else { return };
+    if !spec["loadBalancerSourceRanges"].is_empty() {
+        return;
+    }
+    let at = format!("metadata.annotations[{RANGES}]");
+    if spec["type"].text() != "LoadBalancer" {
+        errs.forbidden(&at, "may only be used when `type` is 'LoadBalancer'");
+    }
+    let each = ranges.split(',').map(str::trim).filter(|_| !ranges.trim().is_empty());
+    for range in each.filter(|range| !is_cidr(range)) {
+        errs.invalid(&at, range, super::core::CIDR);
+    }
+}
+
+/// What the status of a balancer says of its addresses.
+pub fn balancer_status(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
+    let at = "status.loadBalancer.ingress";
+    let list = new["status"]["loadBalancer"]["ingress"].items();
+    let kind = new["spec"]["type"].text();
+    if !list.is_empty() && !matches!(kind, "" | "LoadBalancer") {
+        errs.forbidden(at, "may only be used when `spec.type` is 'LoadBalancer'");
+        return;
+    }
+    for (i, ingress) in list.iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        let (ip, host) = (ingress["ip"].text(), ingress["hostname"].text());
+        if !ip.is_empty() && ip.parse::<std::net::IpAddr>().is_err() {
+            errs.invalid(format!("{at}.ip"), ip, IP);
+        }
+        match ingress.get("ipMode") {
+            None if !ip.is_empty() && kind == "LoadBalancer" => {
+                errs.required(format!("{at}.ipMode"), "must be specified when `ip` is set");
+            }
+            Some(_) if ip.is_empty() => {
+                let text = "may not be specified when `ip` is not set";
+                errs.forbidden(format!("{at}.ipMode"), text);
+            }
+            Some(mode) => {
+                one_of_if_set(&format!("{at}.ipMode"), mode, &["Proxy", "VIP"], errs);
+            }
+            None => {}
+        }
+        if !host.is_empty() {
+            reasons(&format!("{at}.hostname"), host, name::dns_subdomain(host), errs);
+            if host.parse::<std::net::IpAddr>().is_ok() {
+                let text = "must be a DNS name, not an IP address";
+                errs.invalid(format!("{at}.hostname"), host, text);
+            }
+        }
     }
 }
 
@@ -69,6 +135,9 @@ fn name_reasons(n: &str) -> Vec<String> {
 fn external_name(spec: &Value, errs: &mut FieldErrors) {
     if !spec["clusterIPs"].is_empty() || !spec["clusterIP"].text().is_empty() {
         errs.forbidden("spec.clusterIPs", "may not be set for ExternalName services");
+    }
+    for key in ["ipFamilies", "ipFamilyPolicy"].iter().filter(|key| spec.has(key)) {
+        errs.forbidden(format!("spec.{key}"), "may not be set for ExternalName services");
     }
     match spec["externalName"].text().strip_suffix('.').unwrap_or(spec["externalName"].text()) {
         "" => errs.required("spec.externalName", ""),
@@ -93,6 +162,10 @@ fn service_ports(ports: &[Value], kind: &str, errs: &mut FieldErrors) {
         port_number(&format!("{at}.port"), &p["port"], errs);
         one_of(&format!("{at}.protocol"), &p["protocol"], &["SCTP", "TCP", "UDP"], errs);
         port(&format!("{at}.targetPort"), &p["targetPort"], errs);
+        if let Some(protocol) = p.get("appProtocol") {
+            let found = name::qualified(protocol.text());
+            reasons(&format!("{at}.appProtocol"), protocol.text(), found, errs);
+        }
         let node_port = p["nodePort"].as_int().unwrap_or(0);
         if kind == "ClusterIP" && node_port != 0 {
             errs.forbidden(format!("{at}.nodePort"), "may not be used when `type` is 'ClusterIP'");
@@ -133,33 +206,68 @@ fn session_affinity(spec: &Value, errs: &mut FieldErrors) {
 }
 
 fn cluster_ips(spec: &Value, errs: &mut FieldErrors) {
+    let at = "spec.clusterIPs";
     let ips = spec["clusterIPs"].items();
     let first = spec["clusterIP"].text();
-    if !ips.is_empty() && ips[0].text() != first && !first.is_empty() {
-        errs.invalid(
-            "spec.clusterIPs",
-            spec["clusterIPs"].clone(),
-            "first value must match `clusterIP`",
-        );
-    }
-    let listed: Vec<&str> = if ips.is_empty() && !first.is_empty() {
-        vec![first]
-    } else {
-        ips.iter().map(Value::text).collect()
-    };
-    for (i, ip) in listed.iter().enumerate() {
-        let ok = *ip == "None" || ip.parse::<std::net::IpAddr>().is_ok();
-        if !ok {
-            errs.invalid(format!("spec.clusterIPs[{i}]"), *ip, IP);
+    match ips.first() {
+        Some(_) if first.is_empty() => {
+            let text = "must be empty when `clusterIP` is not specified";
+            errs.invalid(at, spec["clusterIPs"].clone(), text);
         }
+        Some(ip) if ip.text() != first => {
+            errs.invalid(at, spec["clusterIPs"].clone(), "first value must match `clusterIP`");
+        }
+        _ => {}
     }
-    for (i, f) in spec["ipFamilies"].items().iter().enumerate() {
+    let families = spec["ipFamilies"].items();
+    for (i, f) in families.iter().enumerate() {
+        let at = format!("spec.ipFamilies[{i}]");
         if !matches!(f.text(), "IPv4" | "IPv6") {
-            errs.not_supported(format!("spec.ipFamilies[{i}]"), f.clone(), &["IPv4", "IPv6"]);
+            errs.not_supported(&at, f.clone(), &["IPv4", "IPv6"]);
+        }
+        if families[..i].contains(f) {
+            errs.duplicate(at, f.clone());
         }
     }
-    let policies = ["SingleStack", "PreferDualStack", "RequireDualStack"];
+    let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     one_of_if_set("spec.ipFamilyPolicy", &spec["ipFamilyPolicy"], &policies, errs);
+    let mut good = true;
+    for (i, ip) in ips.iter().enumerate() {
+        if i == 0 && ip.text() == "None" {
+            if ips.len() > 1 {
+                good = false;
+                let text = "'None' must be the first and only value";
+                errs.invalid(at, spec["clusterIPs"].clone(), text);
+            }
+        } else if ip.text().parse::<std::net::IpAddr>().is_err() {
+            good = false;
+            errs.invalid(format!("{at}[{i}]"), ip.text(), IP);
+        }
+    }
+    if ips.len() > 2 {
+        errs.invalid(at, spec["clusterIPs"].clone(), "may only hold up to 2 values");
+    }
+    if good && first != "None" {
+        two_families(spec, ips, families, errs);
+    }
+}
+
+/// Two addresses are of two families, in the order that is asked for.
+fn two_families(spec: &Value, ips: &[Value], families: &[Value], errs: &mut FieldErrors) {
+    let is_six = |ip: &Value| ip.text().contains(':');
+    let both = ips.len() == 2 && is_six(&ips[0]) != is_six(&ips[1]);
+    if ips.len() > 1 && !both {
+        let text = "may specify no more than one IP for each IP family";
+        errs.invalid("spec.clusterIPs", spec["clusterIPs"].clone(), text);
+    }
+    for (i, (ip, family)) in ips.iter().zip(families).enumerate() {
+        let found = if is_six(ip) { "IPv6" } else { "IPv4" };
+        if matches!(family.text(), "IPv4" | "IPv6") && family.text() != found {
+            let text =
+                format!("expected an {} value as indicated by `ipFamilies[{i}]`", family.text());
+            errs.invalid(format!("spec.clusterIPs[{i}]"), ip.clone(), text);
+        }
+    }
 }
 
 fn traffic(spec: &Value, kind: &str, errs: &mut FieldErrors) {
@@ -171,9 +279,9 @@ fn traffic(spec: &Value, kind: &str, errs: &mut FieldErrors) {
     );
     let external = &spec["externalTrafficPolicy"];
     if !external.text().is_empty() {
-        if matches!(kind, "NodePort" | "LoadBalancer") {
+        if crate::strategy::service::is_external(spec) {
             one_of("spec.externalTrafficPolicy", external, &["Cluster", "Local"], errs);
-        } else if spec["externalIPs"].items().is_empty() {
+        } else {
             errs.invalid(
                 "spec.externalTrafficPolicy",
                 external.clone(),
@@ -194,7 +302,9 @@ fn traffic(spec: &Value, kind: &str, errs: &mut FieldErrors) {
         errs.forbidden("spec.LoadBalancerSourceRanges", text);
     }
     let health = spec["healthCheckNodePort"].as_int().unwrap_or(0);
-    if health != 0 && !(kind == "LoadBalancer" && external.text() == "Local") {
+    if health != 0 && crate::strategy::service::needs_health_port(spec) {
+        port_number("spec.healthCheckNodePort", &spec["healthCheckNodePort"], errs);
+    } else if health != 0 {
         let text =
             "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errs.invalid("spec.healthCheckNodePort", health, text);
@@ -206,21 +316,61 @@ fn traffic(spec: &Value, kind: &str, errs: &mut FieldErrors) {
                 errs.forbidden(format!("spec.{key}"), text);
             }
         }
+    } else if let Some(class) = spec.get("loadBalancerClass") {
+        let found = name::qualified(class.text());
+        reasons("spec.loadBalancerClass", class.text(), found, errs);
     }
 }
 
 fn update(new: &Value, old: &Value, errs: &mut FieldErrors) {
     let (n, o) = (&new["spec"], &old["spec"]);
-    let kept = n["type"].text() != "ExternalName" && o["type"].text() != "ExternalName";
-    if kept && !o["clusterIP"].text().is_empty() && n["clusterIP"] != o["clusterIP"] {
-        errs.invalid("spec.clusterIPs[0]", n["clusterIP"].clone(), "may not change once set");
+    let once = "may not change once set";
+    if n["type"].text() != "ExternalName" && o["type"].text() != "ExternalName" {
+        address_update(n, o, errs);
     }
     let both_lb = n["type"].text() == "LoadBalancer" && o["type"].text() == "LoadBalancer";
     if both_lb && n["loadBalancerClass"] != o["loadBalancerClass"] {
-        errs.invalid(
-            "spec.loadBalancerClass",
-            n["loadBalancerClass"].clone(),
-            "may not change once set",
-        );
+        errs.invalid("spec.loadBalancerClass", n["loadBalancerClass"].clone(), once);
+    }
+    let health = crate::strategy::service::needs_health_port;
+    if health(n) && health(o) && n["healthCheckNodePort"] != o["healthCheckNodePort"] {
+        errs.forbidden("spec.healthCheckNodePort", super::IMMUTABLE);
+    }
+}
+
+/// Addresses and families may be added or dropped behind the first, and neither changes.
+fn address_update(n: &Value, o: &Value, errs: &mut FieldErrors) {
+    let once = "may not change once set";
+    let headless = |spec: &Value| spec["clusterIP"].text() == "None";
+    let single = n["ipFamilyPolicy"].text() == "SingleStack";
+    let lists = [
+        ("clusterIPs", "secondary clusterIP", "primary clusterIP"),
+        ("ipFamilies", "secondary ipFamily", "primary ipFamily"),
+    ];
+    for (key, second, first) in lists {
+        let skip = if key == "clusterIPs" {
+            headless(n) && headless(o)
+        } else {
+            headless(n) || headless(o)
+        };
+        if skip {
+            continue;
+        }
+        let (new, old) = (n[key].items(), o[key].items());
+        let at = format!("spec.{key}[0]");
+        if new.is_empty() && !old.is_empty() {
+            errs.invalid(&at, n[key].clone(), format!("{first} can not be unset"));
+        } else if new.len() == old.len() {
+            for (i, _) in new.iter().zip(old).enumerate().filter(|(_, (a, b))| a != b) {
+                let at = if key == "clusterIPs" { format!("spec.{key}[{i}]") } else { at.clone() };
+                errs.invalid(at, n[key].clone(), once);
+            }
+        } else if !old.is_empty() && new[0] != old[0] {
+            errs.invalid(&at, n[key].clone(), once);
+        }
+        if new.len() == 1 && old.len() == 2 && !single {
+            let text = format!("must be set to 'SingleStack' when releasing the {second}");
+            errs.invalid("spec.ipFamilyPolicy", n["ipFamilyPolicy"].clone(), text);
+        }
     }
 }

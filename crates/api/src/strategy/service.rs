@@ -1,173 +1,163 @@
-//! Services: what the server gave one is kept by a write that does not say it, and goes with the type that needed it.
-//!
-//! Specified by `pkg/registry/core/service/strategy.go` of Kubernetes.
+//! Services: what an update leaves out and the server had chosen stays; what a new type has no use for goes.
 
 use crate::object::Value;
 
-/// Prepares the update of a Service. Who replaces one from a file does not know what the server chose.
+/// Takes from the old service what only the server writes, as long as the type still needs it.
 pub(crate) fn update(new: &mut Value, old: &Value) {
-    if let (Some(new), Some(old)) = (new.at_mut(&["spec"]), old.get("spec")) {
-        keep_addresses(new, old);
-        keep_ports(new, old);
-        agree(new, old);
-        drop_unneeded(new, old);
+    let (Some(n), o) = (new.get_mut("spec"), &old["spec"]) else { return };
+    keep_allocated(n, o);
+    align_addresses(n, o);
+    drop_unused(n, o);
+}
+
+/// A new service that names its address once, names it in the list too.
+pub(crate) fn create(v: &mut Value) {
+    let one = v["spec"]["clusterIP"].clone();
+    if !one.is_empty() && v["spec"]["clusterIPs"].is_empty() {
+        v.set_at(&["spec", "clusterIPs"], vec![one]);
     }
 }
 
 fn kind(spec: &Value) -> &str {
-    Some(spec["type"].text()).filter(|given| !given.is_empty()).unwrap_or("ClusterIP")
+    spec["type"].text()
 }
 
 fn needs_address(spec: &Value) -> bool {
     kind(spec) != "ExternalName"
 }
 
-fn needs_ports(spec: &Value) -> bool {
-    matches!(kind(spec), "NodePort" | "LoadBalancer")
+fn needs_node_port(spec: &Value) -> bool {
+    kind(spec) == "NodePort"
+        || (kind(spec) == "LoadBalancer"
+            && spec["allocateLoadBalancerNodePorts"].as_bool() != Some(false))
 }
 
-fn needs_health_port(spec: &Value) -> bool {
-    is_balanced(spec) && spec["externalTrafficPolicy"].text() == "Local"
+/// Whether a port for health checks is needed.
+pub(crate) fn needs_health_port(spec: &Value) -> bool {
+    kind(spec) == "LoadBalancer" && spec["externalTrafficPolicy"].text() == "Local"
 }
 
-fn needs_traffic_policy(spec: &Value) -> bool {
-    needs_ports(spec) || (kind(spec) == "ClusterIP" && !spec["externalIPs"].is_empty())
+/// Whether it is reached from outside the cluster.
+pub(crate) fn is_external(spec: &Value) -> bool {
+    matches!(kind(spec), "LoadBalancer" | "NodePort")
+        || (kind(spec) == "ClusterIP" && !spec["externalIPs"].is_empty())
 }
 
-fn is_balanced(spec: &Value) -> bool {
-    kind(spec) == "LoadBalancer"
+fn keep_allocated(n: &mut Value, o: &Value) {
+    if needs_address(n) && needs_address(o) {
+        if n["clusterIP"].is_empty() {
+            take(n, o, "clusterIP");
+        }
+        if n["clusterIPs"].is_empty() && n["clusterIP"] == o["clusterIP"] {
+            take(n, o, "clusterIPs");
+        }
+    }
+    if needs_node_port(n) && needs_node_port(o) {
+        keep_node_ports(n, o);
+    }
+    if needs_health_port(n) && needs_health_port(o) && n["healthCheckNodePort"].is_empty() {
+        take(n, o, "healthCheckNodePort");
+    }
 }
 
-fn node_port(entry: &Value) -> i64 {
-    entry["nodePort"].as_int().unwrap_or(0)
+/// Ports are told apart by name; a number that another port of the new service has is not given twice.
+fn keep_node_ports(n: &mut Value, o: &Value) {
+    let number = |p: &Value| p["nodePort"].as_int().unwrap_or(0);
+    let mut used: Vec<i64> = n["ports"].items().iter().map(number).filter(|p| *p != 0).collect();
+    let Some(ports) = n.get_mut("ports") else { return };
+    for port in ports.items_mut().iter_mut().filter(|p| number(p) == 0) {
+        let twin = o["ports"].items().iter().find(|p| p["name"].text() == port["name"].text());
+        if let Some(kept) = twin.map(number).filter(|p| *p != 0 && !used.contains(p)) {
+            port.set("nodePort", kept);
+            used.push(kept);
+        }
+    }
 }
 
-fn node_ports(spec: &Value) -> Vec<i64> {
-    spec["ports"].items().iter().map(node_port).collect()
-}
-
-fn keep_addresses(new: &mut Value, old: &Value) {
-    if !needs_address(new) || !needs_address(old) {
+/// Clients that know only one of the two fields change only that one.
+fn align_addresses(n: &mut Value, o: &Value) {
+    if n["clusterIP"] == o["clusterIP"] || n["clusterIPs"] != o["clusterIPs"] {
         return;
     }
-    if new["clusterIP"].text().is_empty() && new["clusterIPs"].is_empty() {
-        new.set("clusterIP", old["clusterIP"].clone());
-    }
-    if new["clusterIPs"].is_empty() && new["clusterIP"] == old["clusterIP"] {
-        new.set("clusterIPs", old["clusterIPs"].clone());
+    match n["clusterIP"].clone() {
+        one if one.is_empty() => {
+            n.remove("clusterIPs");
+        }
+        one => n.set("clusterIPs", vec![one]),
     }
 }
 
-/// An entry without a node port gets that of the entry of its name, unless another has taken it.
-fn keep_ports(new: &mut Value, old: &Value) {
-    if needs_ports(new) && needs_ports(old) {
-        let mut taken = node_ports(new);
-        let entries = new.at_mut(&["ports"]).map(Value::items_mut).into_iter().flatten();
-        for entry in entries.filter(|entry| node_port(entry) == 0) {
-            let name = entry["name"].text();
-            let before = old["ports"].items().iter().find(|old| old["name"].text() == name);
-            let port = before.map_or(0, node_port);
-            if port != 0 && !taken.contains(&port) {
-                entry.set("nodePort", port);
-                taken.push(port);
+/// Drops what the old type needed and the new one does not, unless the client changed it.
+fn drop_unused(n: &mut Value, o: &Value) {
+    let external_name = needs_address(o) && !needs_address(n);
+    let balanced = kind(o) == "LoadBalancer" && kind(n) != "LoadBalancer";
+    for (gone, keys) in [
+        (external_name, &["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"][..]),
+        (needs_health_port(o) && !needs_health_port(n), &["healthCheckNodePort"]),
+        (balanced, &["allocateLoadBalancerNodePorts", "loadBalancerClass"]),
+        (is_external(o) && !is_external(n), &["externalTrafficPolicy"]),
+    ] {
+        for key in keys.iter().filter(|_| gone) {
+            if n[*key] == o[*key] {
+                n.remove(key);
             }
         }
     }
-    let health = "healthCheckNodePort";
-    let missing = new[health].as_int().unwrap_or(0) == 0;
-    if missing && needs_health_port(new) && needs_health_port(old) {
-        new.set(health, old[health].clone());
+    let numbers = |spec: &Value| -> Vec<i64> {
+        spec["ports"].items().iter().map(|p| p["nodePort"].as_int().unwrap_or(0)).collect()
+    };
+    if needs_node_port(o) && !needs_node_port(n) && numbers(n) == numbers(o) {
+        for port in n.get_mut("ports").map(Value::items_mut).unwrap_or_default() {
+            port.remove("nodePort");
+        }
     }
 }
 
-/// Who knows only `clusterIP` changes or clears `clusterIPs` with it.
-fn agree(new: &mut Value, old: &Value) {
-    if new["clusterIP"] == old["clusterIP"] || new["clusterIPs"] != old["clusterIPs"] {
-        return;
-    }
-    let address = new["clusterIP"].clone();
-    if address.text().is_empty() {
-        new.remove("clusterIPs");
-    } else {
-        new.set("clusterIPs", Value::Array(vec![address]));
-    }
-}
-
-/// What only the old type needed goes, unless this write says something new about it.
-fn drop_unneeded(new: &mut Value, old: &Value) {
-    let gone = |new: &Value, needs: fn(&Value) -> bool| needs(old) && !needs(new);
-    if gone(new, needs_ports) && node_ports(new) == node_ports(old) {
-        for entry in new.at_mut(&["ports"]).map(Value::items_mut).into_iter().flatten() {
-            entry.remove("nodePort");
-        }
-    }
-    let unneeded = [
-        (gone(new, needs_address), &["clusterIP", "clusterIPs"][..]),
-        (gone(new, needs_health_port), &["healthCheckNodePort"]),
-        (gone(new, needs_traffic_policy), &["externalTrafficPolicy"]),
-        (gone(new, is_balanced), &["allocateLoadBalancerNodePorts"]),
-        (gone(new, is_balanced), &["loadBalancerClass"]),
-    ];
-    for (_, fields) in unneeded.iter().filter(|(unneeded, _)| *unneeded) {
-        if fields.iter().all(|field| new[*field] == old[*field]) {
-            fields.iter().for_each(|field| drop(new.remove(field)));
-        }
+fn take(n: &mut Value, o: &Value, key: &str) {
+    if let Some(value) = o.get(key) {
+        n.set(key, value.clone());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::json::parse;
+
+    fn updated(new: &str, old: &str) -> String {
+        let parse = |text: &str| crate::codec::json::parse(text.as_bytes()).unwrap();
+        let (mut n, mut o) = (Value::object(), Value::object());
+        n.set("spec", parse(new));
+        o.set("spec", parse(old));
+        update(&mut n, &o);
+        n["spec"].to_string()
+    }
 
     #[test]
-    fn what_the_server_chose_is_kept_and_goes_with_its_type() {
-        let node_port = r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"externalTrafficPolicy":"Cluster",
-            "ports":[{"name":"a","port":1,"nodePort":30001},{"name":"b","port":2,"nodePort":30002}]}"#;
+    fn what_was_given_stays_and_what_is_of_no_use_goes() {
         let cases = [
-            // Replaced from a file.
             (
-                node_port,
-                r#"{"type":"NodePort","ports":[{"name":"b","port":3},{"name":"c","port":4},{"name":"a","port":1}]}"#,
-                r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
-                "ports":[{"name":"b","port":3,"nodePort":30002},{"name":"c","port":4},{"name":"a","port":1,"nodePort":30001}]}"#,
-            ),
-            // A port that moved to another entry is not given twice.
-            (
-                node_port,
-                r#"{"type":"NodePort","ports":[{"name":"a","port":1},{"name":"b","port":2,"nodePort":30001}]}"#,
-                r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
-                "ports":[{"name":"a","port":1},{"name":"b","port":2,"nodePort":30001}]}"#,
-            ),
-            // Another type, by a patch that says nothing else.
-            (
-                node_port,
-                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"externalTrafficPolicy":"Cluster",
-                "ports":[{"name":"a","port":1,"nodePort":30001},{"name":"b","port":2,"nodePort":30002}]}"#,
-                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
-                "ports":[{"name":"a","port":1},{"name":"b","port":2}]}"#,
+                r#"{"type":"ClusterIP"}"#,
+                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ClusterIP"}"#,
+                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ClusterIP"}"#,
             ),
             (
-                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
-                r#"{"type":"ExternalName","externalName":"x.example","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
-                r#"{"type":"ExternalName","externalName":"x.example"}"#,
+                r#"{"ports":[{"name":"a"},{"name":"b","nodePort":1}],"type":"NodePort"}"#,
+                r#"{"ports":[{"name":"a","nodePort":2},{"name":"b","nodePort":3}],"type":"NodePort"}"#,
+                r#"{"ports":[{"name":"a","nodePort":2},{"name":"b","nodePort":1}],"type":"NodePort"}"#,
             ),
-            // A change of the address is left for validation to refuse.
             (
-                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
-                r#"{"clusterIP":"10.0.0.8","clusterIPs":["10.0.0.9"]}"#,
-                r#"{"clusterIP":"10.0.0.8","clusterIPs":["10.0.0.8"]}"#,
+                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ExternalName"}"#,
+                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ClusterIP"}"#,
+                r#"{"type":"ExternalName"}"#,
+            ),
+            (
+                r#"{"externalTrafficPolicy":"Local","healthCheckNodePort":7,"ports":[{"nodePort":1}],"type":"ClusterIP"}"#,
+                r#"{"externalTrafficPolicy":"Local","healthCheckNodePort":7,"ports":[{"nodePort":1}],"type":"LoadBalancer"}"#,
+                r#"{"ports":[{}],"type":"ClusterIP"}"#,
             ),
         ];
-        let service = |spec: &str| {
-            let mut service = Value::object();
-            service.set("spec", parse(spec.as_bytes()).unwrap());
-            service
-        };
-        for (old, new, wanted) in cases {
-            let mut got = service(new);
-            update(&mut got, &service(old));
-            assert_eq!(got, service(wanted), "{new}");
+        for (new, old, wanted) in cases {
+            assert_eq!(updated(new, old), wanted);
         }
     }
 }

@@ -56,11 +56,12 @@ pub(super) fn defaults(review: &mut Review<'_>) {
 
 /// New claims and volumes are kept until a controller finds that nobody uses them.
 pub(super) fn protect(review: &mut Review<'_>) {
-    for (plural, finalizer) in [
-        ("persistentvolumeclaims", "kubernetes.io/pvc-protection"),
-        ("persistentvolumes", "kubernetes.io/pv-protection"),
+    for (group, plural, finalizer) in [
+        ("", "persistentvolumeclaims", "kubernetes.io/pvc-protection"),
+        ("", "persistentvolumes", "kubernetes.io/pv-protection"),
+        ("storage.k8s.io", "volumeattributesclasses", "kubernetes.io/vac-protection"),
     ] {
-        if review.creates("", plural)
+        if review.creates(group, plural)
             && !api::meta::finalizers(review.object).any(|f| f == finalizer)
         {
             super::pods::push(review.object, &["metadata", "finalizers"], Value::from(finalizer));

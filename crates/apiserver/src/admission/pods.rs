@@ -32,7 +32,15 @@ pub(super) fn taint_new_nodes(review: &mut Review<'_>) {
 
 /// The number behind a pod's priority class.
 pub(super) fn priority(review: &mut Review<'_>) -> Result<(), ApiError> {
-    if !review.creates("", "pods") {
+    if !review.is("", "pods") {
+        return Ok(());
+    }
+    if let Some(old) = review.old {
+        for key in ["priority", "preemptionPolicy"] {
+            if let (None, Some(kept)) = (review.object["spec"].get(key), old["spec"].get(key)) {
+                review.object.set_at(&["spec", key], kept.clone());
+            }
+        }
         return Ok(());
     }
     let shelf = review.api.cache.shelf("priorityclasses");
@@ -108,7 +116,7 @@ pub(super) fn validate_resize(review: &Review<'_>) -> Result<(), ApiError> {
 
 /// Pods stay five minutes on a node that is lost, unless they say otherwise.
 pub(super) fn default_tolerations(review: &mut Review<'_>) {
-    if !review.creates("", "pods") {
+    if !review.is("", "pods") || review.deletes() {
         return;
     }
     for key in [NOT_READY, UNREACHABLE] {

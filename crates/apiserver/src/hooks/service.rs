@@ -236,6 +236,11 @@ fn ip_object(api: &Api, address: &str, service: &Value) -> Bytes {
     object.set_at(&["spec", "parentRef", "resource"], "services");
     object.set_at(&["spec", "parentRef", "namespace"], api::meta::namespace(service));
     object.set_at(&["spec", "parentRef", "name"], api::meta::name(service));
+    let row = api.resource("networking.k8s.io", "v1", "ipaddresses");
+    let now = api.clock.now();
+    let writer =
+        api::patch::apply::Writer { manager: crate::bootstrap::MANAGER, subresource: "", now };
+    api::patch::apply::track_update(None, &mut object, &row, writer);
     object.to_bytes().into()
 }
 

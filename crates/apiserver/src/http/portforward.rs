@@ -49,8 +49,8 @@ pub(crate) async fn answer(
     request: &Request,
     query: &Query,
 ) -> Result<HttpResponse, ApiError> {
-    let door = upgrade::door(parts, &WEBSOCKET, &SPDY)?;
     let Place { node, uid, .. } = api.place(request, None).await?;
+    let door = upgrade::door(parts, &WEBSOCKET, &SPDY)?;
     let target = Target {
         agent: api.nodes.client(&node)?,
         namespace: request.namespace.clone(),

@@ -54,8 +54,8 @@ pub(crate) async fn answer(
     request: &Request,
     query: &Query,
 ) -> Result<HttpResponse, ApiError> {
-    let door = upgrade::door(parts, &WEBSOCKET, &SPDY)?;
     let place = api.place(request, Some(&query.text("container"))).await?;
+    let door = upgrade::door(parts, &WEBSOCKET, &SPDY)?;
     let start = Start {
         namespace: request.namespace.clone(),
         pod: request.name.clone(),

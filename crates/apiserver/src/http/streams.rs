@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::error::ApiError;
+use api::error::{ApiError, FieldErrors};
 use futures::StreamExt as _;
 use http::request::Parts;
 use http::{HeaderValue, header};
@@ -59,7 +59,13 @@ pub(crate) async fn answer(
 }
 
 async fn log(api: &Api, request: &Request, query: &Query) -> Result<HttpResponse, ApiError> {
-    let place = api.place(request, Some(&query.text("container"))).await?;
+    check_log(request, query)?;
+    let place = api.whereabouts(request, Some(&query.text("container"))).await?;
+    if place.node.is_empty() {
+        let mut response = http::Response::new(HttpBody::empty());
+        *response.status_mut() = http::StatusCode::NO_CONTENT;
+        return Ok(response);
+    }
     let ask = LogsRequest {
         namespace: request.namespace.clone(),
         pod: request.name.clone(),
@@ -80,4 +86,29 @@ async fn log(api: &Api, request: &Request, query: &Query) -> Result<HttpResponse
     let text = HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
     Ok(response)
+}
+
+/// The part of a log that is asked for.
+fn check_log(request: &Request, query: &Query) -> Result<(), ApiError> {
+    let mut errors = FieldErrors::new();
+    if let Some(lines) = query.int("tailLines")?.filter(|lines| *lines < 0) {
+        errors.invalid("tailLines", lines, "must be greater than or equal to 0");
+    }
+    if let Some(bytes) = query.int("limitBytes")?.filter(|bytes| *bytes < 1) {
+        errors.invalid("limitBytes", bytes, "must be greater than 0");
+    }
+    match (query.int("sinceSeconds")?, query.get("sinceTime").filter(|t| !t.is_empty())) {
+        (Some(_), Some(_)) => {
+            errors.forbidden("[]", "at most one of `sinceTime` or `sinceSeconds` may be specified")
+        }
+        (Some(s), None) if s < 1 => errors.invalid("sinceSeconds", s, "must be greater than 0"),
+        _ => {}
+    }
+    if query.get("stream").is_some_and(|stream| !stream.is_empty()) {
+        errors.forbidden("stream", "may not be specified");
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid("", "PodLogOptions", &request.name, errors))
 }

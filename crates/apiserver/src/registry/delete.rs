@@ -197,6 +197,7 @@ fn decide(
     options: &DeleteOptions,
     now: jiff::Timestamp,
 ) -> Step {
+    hooks::on_ask(resource, &mut object, now);
     propagate(resource, &mut object, options);
     let graceful = hooks::grace_s(resource, &object, options.grace_s);
     let grace_s = graceful.unwrap_or(0);

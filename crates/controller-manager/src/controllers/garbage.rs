@@ -1,10 +1,14 @@
 //! The garbage collector: dependents go when their owners are gone, before them, or are let go.
 //!
-//! One graph of all objects by uid, kept by a watch of every kind's metadata; [`Graph::decide`] is pure. Specified by
+//! One graph of all objects by uid, kept by a watch of every kind's metadata; [`Graph::decide`] is pure. An owner that the
+//! graph does not know may only not have been seen yet: nothing goes before the API server was asked. Specified by
 //! <https://kubernetes.io/docs/concepts/architecture/garbage-collection/>.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod owners;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client::transport::{Delete, Scope};
@@ -18,10 +22,17 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wire::apiserver as pb;
 
+use owners::{Kinds, Unsettled};
+
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
-/// How often the list of kinds is read again.
+/// How often the list of kinds is read again if no definition changes, and how long after one did.
 const KINDS_EVERY: Duration = Duration::from_secs(30);
+const KINDS_AFTER: Duration = Duration::from_millis(100);
+/// Where kinds come from.
+const DEFINITIONS: &str = "customresourcedefinitions";
+/// How many of the objects that went are remembered.
+const GONE_MAX: usize = 20_000;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Kinds that come and go by the thousand and own nothing.
@@ -39,6 +50,9 @@ struct Meta {
 #[derive(Debug, Default, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Owner {
+    api_version: String,
+    kind: String,
+    name: String,
     uid: String,
     block_owner_deletion: bool,
 }
@@ -68,12 +82,12 @@ impl Node {
 /// What is to be done about an object.
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
-    /// Delete it, with this propagation policy.
-    Delete { kind: Kind, key: Key, uid: String, propagation: &'static str },
+    /// Delete it, with this propagation policy, if it is true that the owners are gone.
+    Delete { kind: Kind, key: Key, uid: String, propagation: &'static str, gone: Vec<Owner> },
     /// Take a finalizer off.
     Unfinalize { kind: Kind, key: Key, uid: String, finalizers: Vec<String> },
-    /// Take owners off.
-    Disown { kind: Kind, key: Key, uid: String, owners: Vec<String> },
+    /// Take owners off, if it is true that those in `gone` are.
+    Disown { kind: Kind, key: Key, uid: String, owners: Vec<String>, gone: Vec<Owner> },
 }
 
 /// All objects and who owns whom.
@@ -82,9 +96,25 @@ struct Graph {
     nodes: HashMap<String, Node>,
     dependents: HashMap<String, BTreeSet<String>>,
     dirty: BTreeSet<String>,
+    gone: HashSet<String>,
+    gone_order: VecDeque<String>,
 }
 
 impl Graph {
+    /// Owners of an object that are not in sight; those that were seen to go need not be asked for.
+    fn missing<'n>(&self, node: &'n Node) -> (Vec<&'n Owner>, Vec<Owner>) {
+        let there = |owner: &&Owner| {
+            let found = self.nodes.get(&owner.uid).map(|owner| owner.key.namespace.as_str());
+            found.is_some_and(|namespace| namespace.is_empty() || *namespace == node.key.namespace)
+        };
+        let (there, missing): (Vec<&Owner>, Vec<&Owner>) = node.owners.iter().partition(there);
+        (there, missing.into_iter().cloned().collect())
+    }
+
+    /// Those that nobody has seen go.
+    fn unsure(&self, missing: &[Owner]) -> Vec<Owner> {
+        missing.iter().filter(|owner| !self.gone.contains(&owner.uid)).cloned().collect()
+    }
     fn put(&mut self, uid: &str, node: Node) {
         self.unlink(uid);
         for owner in &node.owners {
@@ -99,8 +129,25 @@ impl Graph {
         self.unlink(uid);
         if let Some(node) = self.nodes.remove(uid) {
             self.dirty.extend(node.owners.into_iter().map(|o| o.uid));
+            self.gone.insert(uid.to_owned());
+            self.gone_order.push_back(uid.to_owned());
+            if self.gone_order.len() > GONE_MAX
+                && let Some(oldest) = self.gone_order.pop_front()
+            {
+                self.gone.remove(&oldest);
+            }
         }
         self.dirty.extend(self.dependents.get(uid).into_iter().flatten().cloned());
+    }
+
+    /// Removes the objects of a kind that `stay` does not name.
+    fn retain(&mut self, kind: &Kind, stay: impl Fn(&str) -> bool) {
+        let of_kind = self.nodes.iter().filter(|(_, node)| node.kind == *kind);
+        let gone: Vec<String> =
+            of_kind.map(|(uid, _)| uid.clone()).filter(|uid| !stay(uid)).collect();
+        for uid in gone {
+            self.remove(&uid);
+        }
     }
 
     fn unlink(&mut self, uid: &str) {
@@ -131,22 +178,22 @@ impl Graph {
         if node.deleting || node.owners.is_empty() {
             return Vec::new();
         }
-        let (there, gone): (Vec<&Owner>, Vec<&Owner>) =
-            node.owners.iter().partition(|o| self.nodes.contains_key(&o.uid));
+        let (there, missing) = self.missing(node);
+        let gone = self.unsure(&missing);
         let (leaving, staying): (Vec<&Owner>, Vec<&Owner>) =
             there.into_iter().partition(|o| self.nodes[&o.uid].waits_for(FOREGROUND));
         let (kind, key, uid) = (node.kind.clone(), node.key.clone(), uid.to_owned());
         if !staying.is_empty() {
             let owners: Vec<String> =
-                gone.iter().chain(&leaving).map(|owner| owner.uid.clone()).collect();
+                missing.iter().chain(leaving).map(|owner| owner.uid.clone()).collect();
             if owners.is_empty() {
                 return Vec::new();
             }
-            return vec![Step::Disown { kind, key, uid, owners }];
+            return vec![Step::Disown { kind, key, uid, owners, gone }];
         }
         let waits = !leaving.is_empty() && self.children(&uid).next().is_some();
         let propagation = if waits { "Foreground" } else { "Background" };
-        vec![Step::Delete { kind, key, uid, propagation }]
+        vec![Step::Delete { kind, key, uid, propagation, gone }]
     }
 
     /// The dependents lose this owner, then it goes.
@@ -158,6 +205,7 @@ impl Graph {
                 key: n.key.clone(),
                 uid: child.clone(),
                 owners: vec![uid.to_owned()],
+                gone: Vec::new(),
             })
             .collect();
         if steps.is_empty() {
@@ -185,48 +233,89 @@ fn without(uid: &str, node: &Node, finalizer: &str) -> Step {
     }
 }
 
+/// What the collector's tasks share.
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    graph: Mutex<Graph>,
+    kinds: Kinds,
+    /// There is something to collect, perhaps.
+    woken: Notify,
+    /// The list of kinds is old.
+    outdated: Notify,
+}
+
+/// A kind that is watched.
+#[derive(Debug)]
+struct Followed {
+    synced: Arc<AtomicBool>,
+    end: CancellationToken,
+}
+
 /// Collects until `leading` ends.
 pub async fn run(client: Client, ctx: Context, leading: CancellationToken) {
-    let graph = Arc::new(Mutex::new(Graph::default()));
-    let woken = Arc::new(Notify::new());
-    let mut followed: BTreeMap<Kind, Arc<Mutex<bool>>> = BTreeMap::new();
+    let shared = Arc::new(Shared {
+        client,
+        graph: Mutex::default(),
+        kinds: Kinds::default(),
+        woken: Notify::new(),
+        outdated: Notify::new(),
+    });
+    let mut followed: BTreeMap<Kind, Followed> = BTreeMap::new();
     let mut refresh = tokio::time::interval(KINDS_EVERY);
     loop {
         tokio::select! {
             () = leading.cancelled() => return,
-            _ = refresh.tick() => match client.resources().await {
-                Ok(kinds) => for kind in collectable(kinds) {
-                    if followed.contains_key(&kind) {
-                        continue;
-                    }
-                    let synced = Arc::new(Mutex::new(false));
-                    followed.insert(kind.clone(), synced.clone());
-                    let follower = Follower {
-                        client: client.clone(),
-                        kind,
-                        graph: graph.clone(),
-                        woken: woken.clone(),
-                        synced,
-                    };
-                    ctx.tasks.job(follower.run(leading.clone()));
-                },
+            _ = refresh.tick() => match shared.client.resources().await {
+                Ok(kinds) => {
+                    shared.kinds.set(&kinds);
+                    follow(&shared, collectable(kinds), &mut followed, &ctx, &leading);
+                }
                 Err(error) => {
                     tracing::info!(%error, "kinds could not be read, trying again");
                     refresh.reset_after(daemon::jitter(Duration::from_secs(1)));
                 }
             },
-            () = woken.notified() => {
-                // An owner whose kind has not been read yet would look as if it were gone.
-                if followed.values().all(|synced| *synced.lock()) && !followed.is_empty() {
-                    collect(&client, &graph, &woken, &ctx).await;
+            () = shared.outdated.notified() => refresh.reset_after(KINDS_AFTER),
+            () = shared.woken.notified() => {
+                let synced = |f: &Followed| f.synced.load(Ordering::Acquire);
+                if followed.values().all(synced) && !followed.is_empty() {
+                    collect(&shared, &ctx).await;
                 }
             }
         }
     }
 }
 
+/// Watches the kinds there are, and no others.
+fn follow(
+    shared: &Arc<Shared>,
+    kinds: BTreeSet<Kind>,
+    followed: &mut BTreeMap<Kind, Followed>,
+    ctx: &Context,
+    leading: &CancellationToken,
+) {
+    followed.retain(|kind, old| {
+        if !kinds.contains(kind) {
+            old.end.cancel();
+            shared.graph.lock().retain(kind, |_| false);
+            shared.woken.notify_one();
+        }
+        kinds.contains(kind)
+    });
+    for kind in kinds {
+        followed.entry(kind).or_insert_with_key(|kind| {
+            let (synced, end) = (Arc::<AtomicBool>::default(), leading.child_token());
+            let follower =
+                Follower { shared: shared.clone(), kind: kind.clone(), synced: synced.clone() };
+            ctx.tasks.job(follower.run(end.clone()));
+            Followed { synced, end }
+        });
+    }
+}
+
 /// The kinds whose objects can be collected, each in one version.
-fn collectable(kinds: Vec<pb::ResourceKind>) -> Vec<Kind> {
+fn collectable(kinds: Vec<pb::ResourceKind>) -> BTreeSet<Kind> {
     let mut seen = BTreeSet::new();
     kinds
         .into_iter()
@@ -239,9 +328,9 @@ fn collectable(kinds: Vec<pb::ResourceKind>) -> Vec<Kind> {
 }
 
 /// Takes what has changed and does what follows.
-async fn collect(client: &Client, graph: &Mutex<Graph>, woken: &Arc<Notify>, ctx: &Context) {
+async fn collect(shared: &Arc<Shared>, ctx: &Context) {
     let steps: Vec<(String, Vec<Step>)> = {
-        let mut graph = graph.lock();
+        let mut graph = shared.graph.lock();
         let dirty = std::mem::take(&mut graph.dirty);
         dirty.into_iter().map(|uid| (graph.decide(&uid), uid)).map(|(s, uid)| (uid, s)).collect()
     };
@@ -249,27 +338,42 @@ async fn collect(client: &Client, graph: &Mutex<Graph>, woken: &Arc<Notify>, ctx
     for (uid, steps) in steps {
         for step in steps {
             tracing::debug!(?step, "collecting");
-            if let Err(error) = act(client, &step).await
-                && !error.is_not_found()
-            {
-                tracing::info!(?step, %error, "could not collect, trying again");
-                failed.push(uid.clone());
+            match act(shared, &step).await {
+                Ok(()) => continue,
+                Err(Unsettled::Refused(error)) if error.is_not_found() => continue,
+                Err(Unsettled::Refused(error)) => {
+                    tracing::info!(?step, %error, "could not collect, trying again");
+                }
+                Err(Unsettled::UnknownKind) => {
+                    tracing::debug!(?step, "an owner is of a kind that is not served");
+                    shared.outdated.notify_one();
+                }
             }
+            failed.push(uid.clone());
         }
     }
     if !failed.is_empty() {
-        graph.lock().dirty.extend(failed);
-        let woken = woken.clone();
+        shared.graph.lock().dirty.extend(failed);
+        let shared = shared.clone();
         ctx.tasks.job(async move {
             tokio::time::sleep(daemon::jitter(Duration::from_secs(1))).await;
-            woken.notify_one();
+            shared.woken.notify_one();
         });
     }
 }
 
-async fn act(client: &Client, step: &Step) -> Result<(), client::Error> {
+async fn act(shared: &Shared, step: &Step) -> Result<(), Unsettled> {
+    let client = &shared.client;
+    if let Step::Delete { key, gone, .. } | Step::Disown { key, gone, .. } = step {
+        for owner in gone {
+            if shared.kinds.is_there(client, owner, &key.namespace).await? {
+                // The graph hears of it in its time.
+                return Ok(());
+            }
+        }
+    }
     match step {
-        Step::Delete { kind, key, uid, propagation } => {
+        Step::Delete { kind, key, uid, propagation, .. } => {
             let how = Delete { uid: uid.clone(), propagation, ..Delete::default() };
             client.delete_raw(kind, key, how).await?;
         }
@@ -277,7 +381,7 @@ async fn act(client: &Client, step: &Step) -> Result<(), client::Error> {
             let patch = Patch::Merge(json!({"metadata": {"uid": uid, "finalizers": finalizers}}));
             client.patch_raw(kind, key, "", patch).await?;
         }
-        Step::Disown { kind, key, uid, owners } => {
+        Step::Disown { kind, key, uid, owners, .. } => {
             let object = client.get_raw(kind, &key.namespace, &key.name).await?;
             let value: serde_json::Value = serde_json::from_slice(&object.json).unwrap_or_default();
             let left: Vec<&serde_json::Value> = value["metadata"]["ownerReferences"]
@@ -297,25 +401,23 @@ async fn act(client: &Client, step: &Step) -> Result<(), client::Error> {
 
 /// Follows one kind.
 struct Follower {
-    client: Client,
+    shared: Arc<Shared>,
     kind: Kind,
-    graph: Arc<Mutex<Graph>>,
-    woken: Arc<Notify>,
-    synced: Arc<Mutex<bool>>,
+    synced: Arc<AtomicBool>,
 }
 
 impl Follower {
-    async fn run(self, leading: CancellationToken) {
+    async fn run(self, end: CancellationToken) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
         loop {
             tokio::select! {
-                () = leading.cancelled() => return,
-                end = self.session(&mut backoff) => if let Err(error) = end {
+                () = end.cancelled() => return,
+                done = self.session(&mut backoff) => if let Err(error) = done {
                     tracing::debug!(kind = %self.kind, %error, "watch ended, trying again");
                 },
             }
             tokio::select! {
-                () = leading.cancelled() => return,
+                () = end.cancelled() => return,
                 () = tokio::time::sleep(backoff.delay()) => {}
             }
         }
@@ -326,20 +428,23 @@ impl Follower {
         let projection =
             ["deletionTimestamp", "finalizers", "ownerReferences"].map(|f| format!("metadata.{f}"));
         let scope = Scope { projection: projection.into(), ..Scope::default() };
-        let mut events = self.client.watch_raw(&self.kind, &scope, 0).await?;
+        let mut events = self.shared.client.watch_raw(&self.kind, &scope, 0).await?;
         let mut seen = Some(BTreeSet::new());
         while let Some(event) = events.next().await {
             let Ok(event) = event else { return Ok(()) };
             backoff.reset();
             if event.initial_done {
-                self.forget_others(seen.take());
-                *self.synced.lock() = true;
-                self.woken.notify_one();
+                if let Some(seen) = seen.take() {
+                    // What a new watch does not show any more went while nobody watched.
+                    self.shared.graph.lock().retain(&self.kind, |uid| seen.contains(uid));
+                }
+                self.synced.store(true, Ordering::Release);
+                self.shared.woken.notify_one();
                 continue;
             }
             let kind = event.r#type();
             let Some(object) = event.object.filter(|o| !o.uid.is_empty()) else { continue };
-            let mut graph = self.graph.lock();
+            let mut graph = self.shared.graph.lock();
             if kind == pb::watch_event::Type::Deleted {
                 graph.remove(&object.uid);
             } else {
@@ -349,7 +454,10 @@ impl Follower {
                 graph.put(&object.uid, self.node(&object));
             }
             drop(graph);
-            self.woken.notify_one();
+            self.shared.woken.notify_one();
+            if self.kind.resource == DEFINITIONS {
+                self.shared.outdated.notify_one();
+            }
         }
         Ok(())
     }
@@ -362,21 +470,6 @@ impl Follower {
             deleting: partial.metadata.deletion_timestamp.is_some(),
             finalizers: partial.metadata.finalizers,
             owners: partial.metadata.owner_references,
-        }
-    }
-
-    /// What a new watch does not show any more went while nobody watched.
-    fn forget_others(&self, seen: Option<BTreeSet<String>>) {
-        let Some(seen) = seen else { return };
-        let mut graph = self.graph.lock();
-        let gone: Vec<String> = graph
-            .nodes
-            .iter()
-            .filter(|(uid, node)| node.kind == self.kind && !seen.contains(*uid))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in gone {
-            graph.remove(&uid);
         }
     }
 }
@@ -393,14 +486,23 @@ mod tests {
             finalizers: finalizer.into_iter().map(str::to_owned).collect(),
             owners: owners
                 .iter()
-                .map(|(uid, block)| Owner { uid: (*uid).into(), block_owner_deletion: *block })
+                .map(|(uid, block)| Owner {
+                    uid: (*uid).into(),
+                    block_owner_deletion: *block,
+                    ..Owner::default()
+                })
                 .collect(),
         }
     }
 
     fn steps(graph: &Graph, uid: &str) -> Vec<String> {
         let name = |step: &Step| match step {
-            Step::Delete { key, propagation, .. } => format!("delete {} {propagation}", key.name),
+            Step::Delete { key, propagation, gone, .. } if gone.is_empty() => {
+                format!("delete {} {propagation}", key.name)
+            }
+            Step::Delete { key, gone, .. } => {
+                format!("ask for {}, delete {}", gone[0].uid, key.name)
+            }
             Step::Unfinalize { key, .. } => format!("unfinalize {}", key.name),
             Step::Disown { key, owners, .. } => format!("disown {} {}", key.name, owners.join(",")),
         };
@@ -424,6 +526,22 @@ mod tests {
         graph.put("b", node("b", &[], None));
         graph.put("child", node("child", &[("a", false), ("b", false)], None));
         assert_eq!(steps(&graph, "child"), ["disown child a"]);
+    }
+
+    #[test]
+    fn an_owner_that_was_never_seen_is_asked_for() {
+        let mut graph = Graph::default();
+        graph.put("child", node("child", &[("owner", true)], None));
+        assert_eq!(steps(&graph, "child"), ["ask for owner, delete child"]);
+        // One of another namespace is none.
+        let mut elsewhere = node("owner", &[], None);
+        elsewhere.key = Key::new("other", "owner");
+        graph.put("owner", elsewhere);
+        assert_eq!(steps(&graph, "child"), ["ask for owner, delete child"]);
+        let mut cluster = node("owner", &[], None);
+        cluster.key = Key::new("", "owner");
+        graph.put("owner", cluster);
+        assert!(steps(&graph, "child").is_empty());
     }
 
     #[test]

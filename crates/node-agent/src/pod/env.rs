@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 use super::spec::NodeFacts;
-use super::{Waiting, containers, host_network, name, namespace, uid};
+use super::{Waiting, containers, ephemeral_containers, host_network, name, namespace, uid};
 
 /// What a pod's variables come from, as far as it is there.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +43,8 @@ pub struct Needs {
 pub fn needs(pod: &Pod) -> Needs {
     let mut needs = Needs::default();
     let Some(spec) = &pod.spec else { return needs };
-    for (_, container) in containers(spec) {
+    let added = ephemeral_containers(spec);
+    for container in containers(spec).map(|(_, c)| c).chain(&added) {
         for from in container.env_from.iter().flatten() {
             needs.config_maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
             needs.secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));

@@ -106,6 +106,8 @@ pub struct Dns {
 pub struct ContainerWish {
     /// Its name.
     pub name: String,
+    /// The container whose processes it sees; its own if none is named.
+    pub target_id: Option<String>,
     /// How many runs there were before.
     pub attempt: u32,
     /// The image's id on this node.

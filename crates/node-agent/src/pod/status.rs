@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::resources::qos;
 use super::spec::NodeFacts;
 use super::{
-    Container, Local, Role, RuntimePod, State, containers, host_network, name, namespace,
-    restart_policy, uid,
+    Container, Local, Role, RuntimePod, State, containers, ephemeral_containers, host_network,
+    name, namespace, restart_policy, uid,
 };
 
 const SCHEME: &str = "containerd://";
@@ -46,6 +46,9 @@ pub fn status(
         phase = old.phase.clone().unwrap_or_else(|| "Pending".to_owned());
     }
     let (init, app): (Vec<_>, Vec<_>) = statuses.into_iter().partition(|(r, _)| *r != Role::App);
+    let added = ephemeral_containers(spec);
+    let added: Vec<(Role, ContainerStatus)> =
+        added.iter().map(|c| (Role::Ephemeral, look.container(Role::Ephemeral, c))).collect();
     let conditions = look.conditions(&old, &phase, &init, &app);
     let list = |part: Vec<(Role, ContainerStatus)>| {
         let list: Vec<ContainerStatus> = part.into_iter().map(|(_, status)| status).collect();
@@ -62,6 +65,7 @@ pub fn status(
         conditions: Some(conditions),
         init_container_statuses: list(init),
         container_statuses: list(app),
+        ephemeral_container_statuses: list(added),
         host_ip: node.ips.first().cloned(),
         host_ips: Some(node.ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: ips.first().cloned(),
@@ -130,6 +134,7 @@ impl Look<'_> {
         let running = latest.filter(|c| c.state == State::Running && state.running.is_some());
         let started = running.is_some_and(|run| self.started(container, run));
         let ready = match (role, running) {
+            (Role::Ephemeral, _) => false,
             (Role::Init, _) => state.terminated.as_ref().is_some_and(|end| end.exit_code == 0),
             (_, Some(run)) => started && self.ready(container, run),
             (_, None) => false,
@@ -252,7 +257,7 @@ impl Look<'_> {
         let undone = containers(self.spec).filter(|(role, c)| {
             let latest = self.seen.latest(&c.name);
             match role {
-                Role::App => false,
+                Role::App | Role::Ephemeral => false,
                 Role::Init => {
                     // A later container exists only because this one had succeeded.
                     let done = latest.is_some_and(|r| r.state == State::Exited && r.exit_code == 0);

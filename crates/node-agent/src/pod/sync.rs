@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec};
 
 use super::spec::{fingerprint, grace_s};
 use super::status::restarts;
-use super::{Container, Local, Role, RuntimePod, Sandbox, State, containers, host_network};
+use super::{
+    Container, Local, Role, RuntimePod, Sandbox, State, containers, ephemeral_containers,
+    host_network,
+};
 
 /// Grace that what must end always gets, unless none at all is wanted.
 const GRACE_LEAST_S: i64 = 1;
@@ -260,12 +263,18 @@ struct Progress<'a> {
 
 impl Progress<'_> {
     fn containers(mut self) {
+        for container in ephemeral_containers(self.spec) {
+            // What it left behind when it ended is there to be looked at.
+            if self.seen.latest(&container.name).is_none() {
+                self.start(Role::Ephemeral, &container, None);
+            }
+        }
         let apps_begun = self.spec.containers.iter().any(|c| self.here(&c.name).is_some());
         for (role, container) in containers(self.spec) {
             let go_on = match role {
                 Role::Init => apps_begun || self.init(container),
                 Role::Sidecar => self.keep(role, container) || apps_begun,
-                Role::App => {
+                Role::App | Role::Ephemeral => {
                     self.keep(role, container);
                     true
                 }
@@ -433,6 +442,25 @@ mod tests {
             Step::Forget => "forget".to_owned(),
         });
         text.collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn a_container_that_was_added_runs_once() {
+        use k8s_openapi::api::core::v1::EphemeralContainer;
+        let mut pod = pod(&["a"], &["x"], "Always");
+        let added = EphemeralContainer {
+            name: "look".into(),
+            target_container_name: Some("x".into()),
+            ..Default::default()
+        };
+        pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![added]);
+        let local = Local::default();
+        // It waits for nobody, and nobody for it.
+        assert_eq!(steps(&pod, &seen(Vec::new()), &local), "start look 0, start a 0");
+        for (state, code) in [(State::Running, 0), (State::Exited, 0), (State::Exited, 1)] {
+            let runs = vec![run("look", state, code, 0), run("x", State::Running, 0, 0)];
+            assert_eq!(steps(&pod, &seen(runs), &local), "");
+        }
     }
 
     #[test]
