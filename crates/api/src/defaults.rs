@@ -53,11 +53,11 @@ fn complete(object: &mut Value, ty: &Type, empties: Empties) {
         let Some(field) = ty.field(key) else { return true };
         walk(v, &field.shape, empties);
         let written = empties == Empties::Written && field.keep && v.as_array().is_some();
-        let empty = (v.is_null() && !field.keep) || (!field.pointer && v.is_empty());
-        written || !empty
+        let empty = (v.is_null() && !field.keep) || (!field.pointer && v.is_empty() && !written);
+        !empty
     });
-    let settled = empties != Empties::Zero;
-    let needed = |field: &&Field| field.keep || (settled && !field.default.is_empty());
+    let defaults = empties != Empties::Zero;
+    let needed = |field: &&Field| field.keep || (defaults && !field.default.is_empty());
     for field in ty.fields.iter().filter(needed) {
         if !map.contains_key(&field.name) {
             settle_absent(map, field, empties);
