@@ -26,7 +26,9 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+#[path = "load/link.rs"]
 mod link;
+#[path = "load/objects.rs"]
 mod objects;
 
 use link::{Links, Target};
