@@ -9,6 +9,9 @@ use crate::json;
 use crate::object::{Map, Value};
 use crate::schema::{self, Field, ListType, Shape, Type};
 
+mod swagger;
+pub use swagger::swagger;
+
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const SCHEMAS: &str = "#/components/schemas/";
 

@@ -5,6 +5,8 @@
 pub mod admission;
 mod amounts;
 pub mod apps;
+pub mod autoscaling;
+pub mod certificates;
 pub mod core;
 pub mod crd;
 pub mod devices;
@@ -12,6 +14,8 @@ mod env;
 pub mod event;
 pub mod flow;
 pub mod groups;
+pub mod ingress;
+pub mod jobs;
 pub mod limits;
 pub mod meta;
 pub mod pod;
@@ -23,6 +27,7 @@ mod security;
 pub mod service;
 mod volumes;
 pub mod warnings;
+pub mod webhooks;
 
 use crate::catalog::Resource;
 use crate::error::FieldErrors;
@@ -194,6 +199,25 @@ pub(crate) fn port(path: &str, v: &Value, errs: &mut FieldErrors) {
     match v.as_str() {
         Some(name) => reasons(path, name, crate::name::port_name(name), errs),
         None => port_number(path, v, errs),
+    }
+}
+
+/// A domain and a path below it, as `acme.io/foo`.
+pub(crate) fn domain_path(at: &str, text: &str, errs: &mut FieldErrors) {
+    if text.is_empty() {
+        errs.required(at, "");
+        return;
+    }
+    match text.split_once('/') {
+        Some((domain, path)) if !domain.is_empty() && !path.is_empty() => {
+            for wrong in crate::name::dns_subdomain(domain) {
+                errs.invalid(at, domain, wrong);
+            }
+        }
+        _ => {
+            let why = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+            errs.invalid(at, text, why);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::request::{Action, Request};
 mod classes;
 mod limits;
 mod namespace_lifecycle;
+pub(crate) mod node_restriction;
 mod pod_security;
 mod pods;
 pub(crate) mod quota;
@@ -67,6 +68,7 @@ impl Review<'_> {
 /// The refusal of the first plugin that refuses.
 pub(crate) async fn mutate(review: &mut Review<'_>) -> Result<(), ApiError> {
     namespace_lifecycle::admit(review).await?;
+    node_restriction::admit(review)?;
     limits::mutate(review);
     service_account::mutate(review).await?;
     pods::taint_new_nodes(review);
@@ -83,7 +85,8 @@ pub(crate) async fn mutate(review: &mut Review<'_>) -> Result<(), ApiError> {
 /// The refusal of the first plugin that refuses.
 pub(crate) async fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     if review.deletes() {
-        return namespace_lifecycle::admit_deletion(review);
+        namespace_lifecycle::admit_deletion(review)?;
+        return node_restriction::admit(review);
     }
     limits::validate(review)?;
     pod_security::validate(review)?;

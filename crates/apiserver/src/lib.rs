@@ -118,6 +118,7 @@ pub async fn open(
         leases: registry::commit::Leases::default(),
         metrics: metrics::Metrics::new(&ctx.metrics),
         bodies: http::Bodies::default(),
+        swagger: registry::Swagger::default(),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use api::catalog::{Catalog, Resource};
 use api::error::ApiError;
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use daemon::Clock;
+use parking_lot::Mutex;
 
 use crate::hooks;
 use crate::layers::authenticate::Authenticator;
@@ -46,7 +48,11 @@ pub(crate) struct Api {
     pub(crate) leases: commit::Leases,
     pub(crate) metrics: crate::metrics::Metrics,
     pub(crate) bodies: crate::http::Bodies,
+    pub(crate) swagger: Swagger,
 }
+
+/// What was served last as OpenAPI v2, and the catalog that it describes: it is large, and changes with that only.
+pub(crate) type Swagger = Mutex<Option<(Arc<Catalog>, Bytes)>>;
 
 /// The store's failure as the client hears of it.
 pub(crate) fn store_error(error: StoreError) -> ApiError {
@@ -96,6 +102,20 @@ pub(crate) fn shelf_key(resource: &Resource, namespace: &str, name: &str) -> Str
 }
 
 impl Api {
+    /// The catalog as one document of OpenAPI v2.
+    pub(crate) fn swagger(&self) -> Bytes {
+        let catalog = self.catalog.load_full();
+        let mut kept = self.swagger.lock();
+        match &*kept {
+            Some((of, bytes)) if Arc::ptr_eq(of, &catalog) => bytes.clone(),
+            _ => {
+                let bytes = Bytes::from(api::openapi::swagger(&catalog).to_bytes());
+                *kept = Some((catalog, bytes.clone()));
+                bytes
+            }
+        }
+    }
+
     /// Authorizes a request and runs it.
     ///
     /// # Errors

@@ -24,7 +24,9 @@ use crate::gathered::Gathered;
 use crate::tls::{PeerCertificates, PeerNamed};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be without a request, and a request without the end of its head: as long as upstream
+/// keeps idle connections, on which clients rely who come back.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 10_000;

@@ -38,6 +38,7 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
     .columns("Name, Webhooks:integer, Age", columns::groups::webhooks)
+    .rules(crate::rules::webhooks::configuration)
     .defaults(kinds::mutating_webhooks),
     Row::cluster(
         "io.k8s.api.admissionregistration.v1",
@@ -74,5 +75,6 @@ pub(super) const ROWS: &[Row] = &[
     .categories(&["api-extensions"])
     .generation(Generation::Spec)
     .columns("Name, Webhooks:integer, Age", columns::groups::webhooks)
+    .rules(crate::rules::webhooks::configuration)
     .defaults(kinds::validating_webhooks),
 ];

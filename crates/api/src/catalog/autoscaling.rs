@@ -21,7 +21,7 @@ pub(super) const ROWS: &[Row] = &[
         "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
         columns::groups::autoscaler_v2,
     )
-    .rules(rules::groups::autoscaler)
+    .rules(rules::autoscaling::autoscaler)
     .defaults(kinds::autoscaler_v2),
     Row::namespaced(
         "io.k8s.api.autoscaling.v1",
@@ -38,7 +38,7 @@ pub(super) const ROWS: &[Row] = &[
         "Name, Reference, Targets, MinPods, MaxPods, Replicas, Age",
         columns::groups::autoscaler_v1,
     )
-    .rules(rules::groups::autoscaler)
+    .rules(rules::autoscaling::autoscaler)
     .stored_as(("autoscaling", "v2"), convert::autoscaler_to_v2, convert::autoscaler_from_v2)
     .defaults(kinds::autoscaler_v1),
 ];

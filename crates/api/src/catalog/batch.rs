@@ -14,7 +14,7 @@ pub(super) const ROWS: &[Row] = &[
         .status()
         .generation(Generation::Spec)
         .columns("Name, Schedule, Timezone, Suspend:boolean, Active:integer, Last Schedule, Age, Containers*, Images*, Selector*", columns::workloads::cron_job)
-        .rules(rules::apps::cron_job)
+        .rules(rules::jobs::cron_job)
         .warnings(rules::warnings::cron_job)
         .defaults(kinds::cron_job),
     Row::namespaced("io.k8s.api.batch.v1", ("batch", "v1"), "Job", "jobs", "job")
@@ -24,8 +24,8 @@ pub(super) const ROWS: &[Row] = &[
         .selectable(&[("status.successful", "status.succeeded")])
         .generation(Generation::Spec)
         .columns("Name, Status, Completions, Duration, Age, Containers*, Images*, Selector*", columns::workloads::job)
-        .rules(rules::apps::job)
-        .status_rules(rules::apps::job_status)
+        .rules(rules::jobs::job)
+        .status_rules(rules::jobs::job_status)
         .warnings(rules::warnings::template)
         .on_create(strategy::job_create)
         .defaults(kinds::job),

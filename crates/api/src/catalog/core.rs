@@ -4,7 +4,7 @@ use super::{Generation, NameRule, RW, Row};
 use crate::columns;
 use crate::defaults::{kinds, pod};
 use crate::rules;
-use crate::strategy::kinds as strategy;
+use crate::strategy::{kinds as strategy, service};
 
 pub(super) const ROWS: &[Row] = &[
     Row::namespaced("io.k8s.api.core.v1", ("", "v1"), "Binding", "bindings", "binding")
@@ -139,7 +139,7 @@ pub(super) const ROWS: &[Row] = &[
         .status_rules(rules::service::balancer_status)
         .warnings(rules::warnings::service)
         .create_on_update()
-        .on_create(crate::strategy::service::create)
-        .on_update(crate::strategy::service::update)
+        .on_create(service::create)
+        .on_update(service::update)
         .defaults(kinds::service),
 ];

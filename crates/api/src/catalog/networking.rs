@@ -36,6 +36,8 @@ pub(super) const CERTIFICATES: &[Row] = &[Row::cluster(
     "Name, Age, SignerName, Requestor, RequestedDuration, Condition",
     columns::groups::signing_request,
 )
+.rules(rules::certificates::signing_request)
+.status_rules(rules::certificates::signing_status)
 .on_update(strategy::signing_request_update)];
 
 pub(super) const ROWS: &[Row] = &[
@@ -48,7 +50,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .generation(Generation::Spec)
     .columns("Name, Controller, Parameters, Age", columns::groups::ingress_class)
-    .rules(rules::groups::ingress_class)
+    .rules(rules::ingress::ingress_class)
     .defaults(kinds::ingress_class),
     Row::namespaced(
         "io.k8s.api.networking.v1",
@@ -63,7 +65,8 @@ pub(super) const ROWS: &[Row] = &[
     .prefix("ingress")
     .generation(Generation::Spec)
     .columns("Name, Class, Hosts, Address, Ports, Age", columns::groups::ingress)
-    .rules(rules::groups::ingress),
+    .rules(rules::ingress::ingress)
+    .status_rules(rules::ingress::status),
     Row::cluster(
         "io.k8s.api.networking.v1",
         ("networking.k8s.io", "v1"),

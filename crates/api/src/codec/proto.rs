@@ -456,6 +456,60 @@ mod tests {
         assert_eq!(got, pod());
     }
 
+    /// A value of a shape with something in every field below it, as deep as that goes without repeating itself.
+    fn whole(shape: &Shape, depth: usize) -> Option<Value> {
+        Some(match shape {
+            Shape::String => Value::from("text"),
+            Shape::Bool => Value::Bool(true),
+            Shape::Int32 => Value::Int(-7),
+            Shape::Int64 => Value::Int(1 << 40),
+            Shape::Float | Shape::Number => Value::Float(0.5),
+            Shape::Bytes => Value::from("AAEC/w=="),
+            Shape::Time => Value::from("2024-01-02T03:04:05Z"),
+            Shape::MicroTime => Value::from("2024-01-02T03:04:05.678900Z"),
+            Shape::Quantity => Value::from("1500m"),
+            Shape::IntOrString => Value::from("25%"),
+            Shape::RawObject => json!({"apiVersion": "a/v1", "kind": "K", "x": {"y": [1, "z"]}}),
+            Shape::Json => json!({"any": ["thing", 1, true]}),
+            Shape::Object(ty) => return (depth > 0).then(|| whole_type(ty, depth - 1)),
+            Shape::List(item) => Value::Array(vec![whole(&item.shape, depth)?]),
+            Shape::Map(item) => {
+                let mut map = Value::object();
+                map.set("key", whole(&item.shape, depth)?);
+                map
+            }
+        })
+    }
+
+    fn whole_type(ty: &schema::Type, depth: usize) -> Value {
+        let mut v = Value::object();
+        for field in ty.fields.iter().filter(|f| f.numbers.iter().any(|n| *n != 0)) {
+            if let Some(inner) = whole(&field.shape, depth) {
+                v.set(&field.name, inner);
+            }
+        }
+        v
+    }
+
+    #[test]
+    fn every_kind_survives_with_all_its_fields() {
+        let catalog = crate::catalog::Catalog::builtin();
+        assert!(catalog.all().len() > 60);
+        for row in catalog.all() {
+            let mut object = whole_type(&row.schema, 9);
+            object.set("apiVersion", row.api_version());
+            object.set("kind", row.kind.as_ref());
+            let bytes = encode(&object, &row.schema);
+            let envelope = open(&bytes).unwrap();
+            assert_eq!(envelope.kind, row.kind);
+            let mut got = decode(envelope.raw, &row.schema).unwrap();
+            got.set("apiVersion", row.api_version());
+            got.set("kind", row.kind.as_ref());
+            let differs = crate::rules::difference(&object, &got);
+            assert!(got == object, "{} {differs:.2000}", row.kind);
+        }
+    }
+
     #[test]
     fn numbers_are_those_of_the_wire() {
         let ty = schema::find("io.k8s.api.core.v1.ConfigMap").unwrap();

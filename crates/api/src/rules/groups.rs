@@ -142,116 +142,6 @@ fn strictly_within(inner: &str, outer: &str) -> bool {
     a_size == b_size && a_bits > b_bits && mask(a) == mask(b)
 }
 
-/// Ingress.
-pub fn ingress(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
-    let spec = &new["spec"];
-    if spec["rules"].is_empty() && spec["defaultBackend"].is_null() {
-        errs.invalid(
-            "spec",
-            spec["rules"].clone(),
-            "either `defaultBackend` or `rules` must be specified",
-        );
-    }
-    if spec.has("defaultBackend") {
-        ingress_backend("spec.defaultBackend", &spec["defaultBackend"], errs);
-    }
-    for (i, r) in spec["rules"].items().iter().enumerate() {
-        let at = format!("spec.rules[{i}]");
-        let host = r["host"].text();
-        if !host.is_empty() {
-            let plain = host.strip_prefix("*.").unwrap_or(host);
-            if host.parse::<std::net::IpAddr>().is_ok() {
-                errs.invalid(format!("{at}.host"), host, "must be a DNS name, not an IP address");
-            } else {
-                reasons(&format!("{at}.host"), host, name::dns_subdomain(plain), errs);
-            }
-        }
-        if r.has("http") {
-            let paths = r["http"]["paths"].items();
-            if paths.is_empty() {
-                errs.required(format!("{at}.http.paths"), "");
-            }
-            for (j, p) in paths.iter().enumerate() {
-                ingress_path(&format!("{at}.http.paths[{j}]"), p, errs);
-            }
-        }
-    }
-    for (i, t) in spec["tls"].items().iter().enumerate() {
-        for (j, h) in t["hosts"].items().iter().enumerate() {
-            let at = format!("spec.tls[{i}].hosts[{j}]");
-            let plain = h.text().strip_prefix("*.").unwrap_or(h.text());
-            reasons(&at, h.text(), name::dns_subdomain(plain), errs);
-        }
-    }
-    if spec.has("ingressClassName") {
-        let n = spec["ingressClassName"].text();
-        reasons("spec.ingressClassName", n, name::dns_subdomain(n), errs);
-    }
-}
-
-fn ingress_path(at: &str, p: &Value, errs: &mut FieldErrors) {
-    match p["pathType"].text() {
-        "" => errs.required(format!("{at}.pathType"), "pathType must be specified"),
-        "Exact" | "Prefix" => {
-            if !p["path"].text().starts_with('/') {
-                errs.invalid(format!("{at}.path"), p["path"].text(), "must be an absolute path");
-            }
-        }
-        "ImplementationSpecific" => {
-            if !p["path"].text().is_empty() && !p["path"].text().starts_with('/') {
-                errs.invalid(format!("{at}.path"), p["path"].clone(), "must be an absolute path");
-            }
-        }
-        other => {
-            let known = ["Exact", "ImplementationSpecific", "Prefix"];
-            errs.not_supported(format!("{at}.pathType"), other, &known);
-        }
-    }
-    ingress_backend(&format!("{at}.backend"), &p["backend"], errs);
-}
-
-fn ingress_backend(at: &str, b: &Value, errs: &mut FieldErrors) {
-    match (b.has("service"), b.has("resource")) {
-        (true, true) => errs.invalid(at, "", "cannot set both resource and service backends"),
-        (false, false) => errs.required(at, "resource or service backend is required"),
-        (true, false) => {
-            let s = &b["service"];
-            match s["name"].text() {
-                "" => errs.required(format!("{at}.service.name"), ""),
-                n => reasons(&format!("{at}.service.name"), n, name::dns_label(n), errs),
-            }
-            let (named, number) =
-                (s["port"]["name"].text(), s["port"]["number"].as_int().unwrap_or(0));
-            if named.is_empty() && number == 0 {
-                errs.required(at, "port name or number is required");
-            } else if !named.is_empty() && number != 0 {
-                errs.invalid(at, "", "cannot set both port name & port number");
-            } else if number != 0 {
-                super::port_number(
-                    &format!("{at}.service.port.number"),
-                    &s["port"]["number"],
-                    errs,
-                );
-            } else {
-                reasons(&format!("{at}.service.port.name"), named, name::port_name(named), errs);
-            }
-        }
-        (false, true) => {}
-    }
-}
-
-/// IngressClass.
-pub fn ingress_class(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
-    if let Some(old) = old
-        && new["spec"]["controller"] != old["spec"]["controller"]
-    {
-        errs.invalid("spec.controller", new["spec"]["controller"].clone(), IMMUTABLE);
-    }
-    if new["spec"]["controller"].text().is_empty() {
-        errs.required("spec.controller", "");
-    }
-}
-
 /// EndpointSlice.
 pub fn endpoint_slice(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) {
     let kind = new["addressType"].text();
@@ -282,13 +172,31 @@ pub fn endpoint_slice(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) 
                 ("IPv4", Ok(_)) => errs.invalid(at, a.clone(), "must be an IPv4 address"),
                 ("IPv6", Ok(_)) => errs.invalid(at, a.clone(), "must be an IPv6 address"),
                 ("IPv4" | "IPv6", Err(_)) => errs.invalid(at, a.clone(), IP),
+                ("FQDN", _) => domain(&at, a.text(), errs),
                 _ => {}
             }
         }
+        if let Some(host) = e.get("hostname") {
+            let wrong = name::dns_label(host.text());
+            reasons(&format!("{at}.hostname"), host.text(), wrong, errs);
+        }
+        if let Some(node) = e.get("nodeName") {
+            let wrong = name::dns_subdomain(node.text());
+            reasons(&format!("{at}.nodeName"), node.text(), wrong, errs);
+        }
+        topology_hints(&format!("{at}.hints"), &e["hints"], errs);
     }
     let ports = new["ports"].items();
+    if ports.len() > 20_000 {
+        errs.too_many("ports", ports.len(), 20_000);
+        return;
+    }
     for (i, p) in ports.iter().enumerate() {
         let at = format!("ports[{i}]");
+        if let Some(protocol) = p.get("appProtocol") {
+            let wrong = name::qualified(protocol.text());
+            reasons(&format!("{at}.appProtocol"), protocol.text(), wrong, errs);
+        }
         let n = p["name"].text();
         if ports[..i].iter().any(|o| o["name"].text() == n) {
             errs.duplicate(format!("{at}.name"), n);
@@ -305,27 +213,35 @@ pub fn endpoint_slice(new: &Value, old: Option<&Value>, errs: &mut FieldErrors) 
     }
 }
 
-/// HorizontalPodAutoscaler, both versions.
-pub fn autoscaler(new: &Value, _: Option<&Value>, errs: &mut FieldErrors) {
-    let spec = &new["spec"];
-    if spec["minReplicas"].as_int().is_some_and(|n| n < 1) {
-        let shown = spec["minReplicas"].clone();
-        errs.invalid("spec.minReplicas", shown, "must be greater than or equal to 1");
+/// A whole domain name.
+fn domain(at: &str, text: &str, errs: &mut FieldErrors) {
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    let wrong = name::dns_subdomain(bare);
+    if wrong.is_empty() && !bare.contains('.') {
+        let why = "should be a domain with at least two segments separated by dots";
+        errs.invalid(at, text, why);
     }
-    let max = spec["maxReplicas"].as_int().unwrap_or(0);
-    if max < 1 {
-        errs.invalid("spec.maxReplicas", max, "must be greater than 0");
-    }
-    if spec["minReplicas"].as_int().is_some_and(|n| max < n) {
-        errs.invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`");
-    }
-    for key in ["kind", "name"] {
-        let text = spec["scaleTargetRef"][key].text();
-        let at = format!("spec.scaleTargetRef.{key}");
-        if text.is_empty() {
-            errs.required(at, "");
-        } else {
-            reasons(&at, text, name::path_segment(text), errs);
+    reasons(at, text, wrong, errs);
+}
+
+/// For which zones and nodes an endpoint is meant.
+fn topology_hints(at: &str, hints: &Value, errs: &mut FieldErrors) {
+    for list in ["forZones", "forNodes"] {
+        let at = format!("{at}.{list}");
+        let items = hints[list].items();
+        if items.len() > 8 {
+            errs.too_many(&at, items.len(), 8);
+            continue;
+        }
+        for (i, item) in items.iter().enumerate() {
+            let field = format!("{at}[{i}].name");
+            let n = item["name"].text();
+            if items[..i].iter().any(|o| o["name"].text() == n) {
+                errs.duplicate(&field, n);
+            }
+            let wrong =
+                if list == "forZones" { name::label_value(n) } else { name::dns_subdomain(n) };
+            reasons(&field, n, wrong, errs);
         }
     }
 }

@@ -48,16 +48,28 @@ fn limit_item(at: &str, l: &Value, errs: &mut FieldErrors) {
         .collect();
     keys.sort_unstable();
     keys.dedup();
+    for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+        for (key, _) in l[list].members() {
+            let at = format!("{at}.{list}[{key}]");
+            if matches!(l["type"].text(), "Pod" | "Container") {
+                super::amounts::resource_name(&at, key, errs);
+            } else {
+                reasons(&at, key, name::qualified(key), errs);
+            }
+        }
+    }
     for k in keys {
         let mut above = |field: &str, low: (&str, &str), high: (&str, &str)| {
             if let (Some(a), Some(b)) = (q(low.0, k), q(high.0, k))
                 && a > b
             {
-                let shown = if high.0 == "max" && field == "default" {
-                    l["max"][k].clone()
-                } else {
-                    l[field][k].clone()
+                // Of a default, upstream shows what it is compared with.
+                let shown = match (low.0, high.0) {
+                    ("min", "default") => &l["min"],
+                    ("default", "max") => &l["max"],
+                    _ => &l[field],
                 };
+                let shown = shown[k].clone();
                 let text = format!("{} value {a} is greater than {} value {b}", low.1, high.1);
                 errs.invalid(format!("{at}.{field}[{k}]"), shown, text);
             }
@@ -67,7 +79,7 @@ fn limit_item(at: &str, l: &Value, errs: &mut FieldErrors) {
         above("min", min, max);
         above("defaultRequest", min, dr);
         above("defaultRequest", dr, max);
-        above("defaultRequest", dr, d);
+        above("defaultRequest", dr, ("default", "default limit"));
         above("default", min, d);
         above("default", d, max);
         if let Some(r) = q("maxLimitRequestRatio", k)

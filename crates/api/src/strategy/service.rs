@@ -51,6 +51,14 @@ fn keep_allocated(n: &mut Value, o: &Value) {
         if n["clusterIPs"].is_empty() && n["clusterIP"] == o["clusterIP"] {
             take(n, o, "clusterIPs");
         }
+        // One address keeps its family; two may become one, of which the server then decides.
+        if n["clusterIPs"] == o["clusterIPs"] {
+            for key in ["ipFamilies", "ipFamilyPolicy"] {
+                if !n.has(key) {
+                    take(n, o, key);
+                }
+            }
+        }
     }
     if needs_node_port(n) && needs_node_port(o) {
         keep_node_ports(n, o);
@@ -141,6 +149,11 @@ mod tests {
                 r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"type":"ClusterIP"}"#,
             ),
             (
+                r#"{"type":"ClusterIP"}"#,
+                r#"{"clusterIPs":["1"],"ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack"}"#,
+                r#"{"clusterIPs":["1"],"ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","type":"ClusterIP"}"#,
+            ),
+            (
                 r#"{"ports":[{"name":"a"},{"name":"b","nodePort":1}],"type":"NodePort"}"#,
                 r#"{"ports":[{"name":"a","nodePort":2},{"name":"b","nodePort":3}],"type":"NodePort"}"#,
                 r#"{"ports":[{"name":"a","nodePort":2},{"name":"b","nodePort":1}],"type":"NodePort"}"#,
@@ -158,6 +171,57 @@ mod tests {
         ];
         for (new, old, wanted) in cases {
             assert_eq!(updated(new, old), wanted);
+        }
+    }
+
+    #[test]
+    fn what_the_server_chose_is_kept_and_goes_with_its_type() {
+        let node_port = r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"externalTrafficPolicy":"Cluster",
+            "ports":[{"name":"a","port":1,"nodePort":30001},{"name":"b","port":2,"nodePort":30002}]}"#;
+        let cases = [
+            // Replaced from a file.
+            (
+                node_port,
+                r#"{"type":"NodePort","ports":[{"name":"b","port":3},{"name":"c","port":4},{"name":"a","port":1}]}"#,
+                r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
+                "ports":[{"name":"b","port":3,"nodePort":30002},{"name":"c","port":4},{"name":"a","port":1,"nodePort":30001}]}"#,
+            ),
+            // A port that moved to another entry is not given twice.
+            (
+                node_port,
+                r#"{"type":"NodePort","ports":[{"name":"a","port":1},{"name":"b","port":2,"nodePort":30001}]}"#,
+                r#"{"type":"NodePort","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
+                "ports":[{"name":"a","port":1},{"name":"b","port":2,"nodePort":30001}]}"#,
+            ),
+            // Another type, by a patch that says nothing else.
+            (
+                node_port,
+                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],"externalTrafficPolicy":"Cluster",
+                "ports":[{"name":"a","port":1,"nodePort":30001},{"name":"b","port":2,"nodePort":30002}]}"#,
+                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"],
+                "ports":[{"name":"a","port":1},{"name":"b","port":2}]}"#,
+            ),
+            (
+                r#"{"type":"ClusterIP","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"type":"ExternalName","externalName":"x.example","clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"type":"ExternalName","externalName":"x.example"}"#,
+            ),
+            // A change of the address is left for validation to refuse.
+            (
+                r#"{"clusterIP":"10.0.0.9","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"clusterIP":"10.0.0.8","clusterIPs":["10.0.0.9"]}"#,
+                r#"{"clusterIP":"10.0.0.8","clusterIPs":["10.0.0.8"]}"#,
+            ),
+        ];
+        let service = |spec: &str| {
+            let mut service = Value::object();
+            service.set("spec", crate::codec::json::parse(spec.as_bytes()).unwrap());
+            service
+        };
+        for (old, new, wanted) in cases {
+            let mut got = service(new);
+            update(&mut got, &service(old));
+            assert_eq!(got, service(wanted), "{new}");
         }
     }
 }

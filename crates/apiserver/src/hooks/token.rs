@@ -4,6 +4,7 @@ use api::error::{ApiError, FieldErrors};
 use api::object::Value;
 use auth::token::{Bound, Claims, Reference};
 
+use crate::admission::node_restriction;
 use crate::registry::{Api, decode};
 use crate::request::{Action, Body, Object, Outcome, Request, WriteOptions};
 
@@ -27,6 +28,19 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     api::defaults::apply(&mut asked, &row(api));
     if let Some(spec) = asked.get_mut("spec") {
         spec.default_to("expirationSeconds", LIFE_DEFAULT_S);
+    }
+    if let Some(node) = request.user.node() {
+        let name = asked["spec"]["boundObjectRef"]["name"].text().to_owned();
+        let pods = api.resource("", "v1", "pods");
+        let pod = api.find(&pods, &request.namespace, &name).await?.map(|entry| entry.parse());
+        node_restriction::token(&asked, pod.as_ref(), node).map_err(|message| {
+            ApiError::Forbidden {
+                resource: request.resource.resource_name(),
+                name: request.name.clone(),
+                message,
+                causes: Vec::new(),
+            }
+        })?;
     }
     let now = api.clock.now();
     let writer = api::patch::apply::Writer { manager: &options.manager, subresource: "token", now };

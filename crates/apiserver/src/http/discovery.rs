@@ -283,6 +283,7 @@ pub(crate) fn other(
                 Format::Json,
             )
         }
+        "/openapi/v2" => full(StatusCode::OK, "application/json", api.swagger()),
         "/openapi/v3" => {
             let catalog = api.catalog.load();
             let hash = |path: &str| hash(&format!("{}/{path}", catalog.all().len()));
@@ -331,6 +332,7 @@ fn paths(catalog: &api::Catalog) -> Vec<String> {
         "/healthz",
         "/livez",
         "/metrics",
+        "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",

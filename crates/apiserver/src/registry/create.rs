@@ -181,6 +181,8 @@ pub(crate) enum Track<'a> {
     Update(&'a WriteOptions),
     /// As an apply, which has recorded itself.
     Apply,
+    /// As an update through `scale`, which is one of the object itself.
+    Scale(&'a WriteOptions),
     /// Not at all, as upstream's binding.
     None,
 }
@@ -194,8 +196,12 @@ impl Track<'_> {
         request: &Request,
         now: jiff::Timestamp,
     ) {
-        if let Self::Update(options) = self {
-            let subresource = request.subresource.as_str();
+        let through = match self {
+            Self::Update(options) => Some((options, request.subresource.as_str())),
+            Self::Scale(options) => Some((options, "scale")),
+            Self::Apply | Self::None => None,
+        };
+        if let Some((options, subresource)) = through {
             let writer = Writer { manager: &options.manager, subresource, now };
             api::patch::apply::track_update(old, new, &request.resource, writer);
         }

@@ -283,7 +283,7 @@ impl Api {
             Ok(Change { pinned, ..Change::to(object) })
         };
         let main = Request { subresource: String::new(), ..request.clone() };
-        let track = Track::Update(options);
+        let track = Track::Scale(options);
         match self.modify(&main, change, &track, options.dry_run, Vec::new()).await? {
             Outcome::Object { object, .. } => Ok(render(&api::codec::json::parse(&object.json)?)),
             other => Ok(other),
