@@ -38,12 +38,12 @@ row() {
     label=$1 goal=$2 quoted=$3
     shift 3
     printf '| %s ' "$label"
-    "$bin/examples/load" "127.0.0.1:$port" "$pki" "$@" pids="$server,$store" goal="$goal" quoted="$quoted"
+    "$bin/examples/load_api" "127.0.0.1:$port" "$pki" "$@" pids="$server,$store" goal="$goal" quoted="$quoted"
 }
 
 # quiet OPERATION SETTING…: the same, for what only prepares.
 quiet() {
-    "$bin/examples/load" "127.0.0.1:$port" "$pki" "$@" >>"$data/quiet.log"
+    "$bin/examples/load_api" "127.0.0.1:$port" "$pki" "$@" >>"$data/quiet.log"
 }
 
 pki=$data/pki

@@ -1,6 +1,6 @@
 //! Measures a Kubernetes API server: operations per second, how long each takes, and what it costs the server.
 //!
-//! `load HOST:PORT PKI_DIRECTORY OPERATION [name=value…]` speaks HTTP/2 over TLS 1.3 as the administrator and prints one
+//! `load_api HOST:PORT PKI_DIRECTORY OPERATION [name=value…]` speaks HTTP/2 over TLS 1.3 as the administrator and prints one
 //! line for a table. Operations:
 //!
 //! - `create`, `get`, `patch` (merge, of one label), `delete`, `list`: `clients` of them with objects of `kind`, for `seconds`
@@ -26,9 +26,9 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-#[path = "load/link.rs"]
+#[path = "load_api/link.rs"]
 mod link;
-#[path = "load/objects.rs"]
+#[path = "load_api/objects.rs"]
 mod objects;
 
 use link::{Links, Target};
@@ -98,7 +98,7 @@ impl Plan {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let usage = "usage: load HOST:PORT PKI_DIRECTORY OPERATION [name=value…]";
+    let usage = "usage: load_api HOST:PORT PKI_DIRECTORY OPERATION [name=value…]";
     let (address, pki) = (args.next().context(usage)?, args.next().context(usage)?);
     let plan = Plan::parse(args.next().context(usage)?, args)?;
     let target = Target::new(&address, pki.as_ref())?;
