@@ -10,7 +10,7 @@ use integration_tests::source::{files, sources};
 /// budget is not the first one planned, the reason stands behind it.
 const CRATES: &[(&str, f64, &[&str])] = &[
     // Defaults, validation and table columns of every kind are data of this crate; planned were 6.
-    ("api", 19.0, &[]),
+    ("api", 20.0, &[]),
     ("wire", 0.1, &[]),
     ("auth", 1.0, &[]),
     // Planned were 0.8: TLS of both sides and channels in memory are here, once for all daemons, and
