@@ -7,6 +7,9 @@ use api::object::Value;
 
 use crate::request::{Body, FieldValidation, Format};
 
+/// How much of a body is shown in an error.
+const SHOWN_CHARS: usize = 30;
+
 /// Reads a body as an object of `resource`'s kind (or of `kind`, for a subresource's own). What a strict reader would
 /// object to is refused or added to `warnings`, as the client asked.
 pub(crate) fn object(
@@ -15,10 +18,44 @@ pub(crate) fn object(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = decode(body, resource)?;
+    let mut decoded = decode(body, resource)?;
     strictness(&decoded.strict, resource, validation, warnings)?;
+    if resource.custom {
+        say_kind(&decoded.value, body, resource)?;
+    } else {
+        assume_kind(&mut decoded.value, resource);
+    }
     check_kind(&decoded.value, resource)?;
     Ok(decoded.value)
+}
+
+/// What a typed object does not say of its kind is what the path says: many clients leave it out.
+fn assume_kind(value: &mut Value, resource: &Resource) {
+    let (version, kind) = api::meta::type_meta(value);
+    let (no_version, no_kind) = (version.is_empty(), kind.is_empty());
+    if no_version {
+        value.set("apiVersion", resource.api_version());
+    }
+    if no_kind {
+        value.set("kind", resource.kind.as_ref());
+    }
+}
+
+/// A custom object has to say it.
+fn say_kind(value: &Value, body: &Body, resource: &Resource) -> Result<(), ApiError> {
+    let missing = match api::meta::type_meta(value) {
+        (_, "") => "Kind",
+        ("", _) => "apiVersion",
+        _ => return Ok(()),
+    };
+    let text = String::from_utf8_lossy(&body.bytes);
+    let shown: String = text.chars().take(SHOWN_CHARS).collect();
+    let more = if shown.len() < text.len() { " ..." } else { "" };
+    Err(ApiError::BadRequest(format!(
+        "the object provided is unrecognized (must be of type {}): Object '{missing}' is missing in '{text}' \
+         ({shown}{more})",
+        resource.kind
+    )))
 }
 
 /// Refuses or reports what a strict reader objects to.
@@ -61,11 +98,6 @@ fn check_kind(value: &Value, resource: &Resource) -> Result<(), ApiError> {
     if kind == resource.kind && version == expected {
         return Ok(());
     }
-    if kind.is_empty() {
-        return Err(ApiError::BadRequest(
-            "Object 'Kind' is missing in the request body".to_owned(),
-        ));
-    }
     if version.is_empty() || version != expected {
         return Err(ApiError::BadRequest(format!(
             "the API version in the data ({version}) does not match the expected API version ({expected})"
@@ -100,4 +132,39 @@ pub(crate) fn place(value: &mut Value, namespace: &str, name: &str) -> Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, resource: &Resource) -> Result<Value, String> {
+        let body = Body { bytes: text.to_owned().into(), format: Format::Json };
+        let read = object(&body, resource, FieldValidation::Strict, &mut Vec::new());
+        read.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_typed_object_need_not_say_what_it_is_and_a_custom_one_must() {
+        let catalog = api::catalog::Catalog::builtin();
+        let mut row = (**catalog.find("apps", "v1", "deployments").unwrap()).clone();
+        for text in [
+            r#"{"metadata":{"name":"a"}}"#,
+            r#"{"apiVersion":"apps/v1"}"#,
+            r#"{"kind":"Deployment"}"#,
+        ] {
+            let read = read(text, &row).unwrap();
+            assert_eq!(api::meta::type_meta(&read), ("apps/v1", "Deployment"));
+        }
+        assert!(
+            read(r#"{"kind":"Pod"}"#, &row).unwrap_err().contains("the kind in the data (Pod)")
+        );
+        assert!(read(r#"{"apiVersion":"v1"}"#, &row).unwrap_err().contains("API version"));
+        row.custom = true;
+        let refused = read(r#"{"apiVersion":"apps/v1","metadata":{}}"#, &row).unwrap_err();
+        assert!(refused.contains("Object 'Kind' is missing in '{"), "{refused}");
+        assert!(refused.ends_with(r#"({"apiVersion":"apps/v1","metad ...)"#), "{refused}");
+        let refused = read(r#"{"kind":"Deployment"}"#, &row).unwrap_err();
+        assert!(refused.contains("Object 'apiVersion' is missing in "), "{refused}");
+    }
 }
