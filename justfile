@@ -60,3 +60,8 @@ chaos seed="1" seconds="0":
 bench-store seconds="5":
     cargo build --release -p ironclad-store --bins --examples
     crates/store/examples/bench.sh target/release {{seconds}}
+
+# the API server on the store, over TLS and HTTP/2, durable (five minutes); the figures of docs/benchmarks.md
+bench-apiserver seconds="5" objects="10000":
+    cargo build --release -p ironclad-apiserver -p ironclad-store -p ironclad-auth --bins --examples
+    crates/apiserver/examples/bench.sh target/release {{seconds}} {{objects}}

@@ -11,6 +11,7 @@ pub mod load;
 pub mod machine;
 pub mod members;
 mod seen;
+pub mod servers;
 pub mod source;
 pub mod vm;
 

@@ -288,7 +288,6 @@ async fn come_and_go() -> anyhow::Result<()> {
     .await?;
     let refused = count(&members.endpoint(3), "data/").await.err().context("a learner read")?;
     ensure!(format!("{refused}").contains("rpc not supported for learner"), "{refused}");
-    agree(&members, &all).await?;
     ensure!(members.log(3)?.contains("begin again from a snapshot"), "no snapshot came");
     soon("it is promoted", async || {
         Ok(cluster.clone().member_promote(MemberPromoteRequest { id: new.id }).await?)
@@ -300,6 +299,7 @@ async fn come_and_go() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
+    agree(&members, &all).await?;
 
     // The leader itself is removed, and ends.
     let listed = cluster.member_list(MemberListRequest { linearizable: true }).await?.into_inner();

@@ -10,16 +10,16 @@ use integration_tests::source::{files, sources};
 /// budget is not the first one planned, the reason stands behind it.
 const CRATES: &[(&str, f64, &[&str])] = &[
     // Defaults, validation and table columns of every kind are data of this crate; planned were 6.
-    ("api", 18.0, &[]),
+    ("api", 20.0, &[]),
     ("wire", 0.1, &[]),
     ("auth", 1.0, &[]),
     // Planned were 0.8: TLS of both sides and channels in memory are here, once for all daemons, and
-    // what HTTP/2 needs to take calls of etcd's older clients.
-    ("daemon", 1.75, &["auth"]),
+    // what HTTP/2 needs to take calls of etcd's older clients; what a connection may hold is bounded.
+    ("daemon", 1.85, &["auth"]),
     // Planned were 2.5: the cache's typed store is a part of its own.
     ("client", 3.3, &["api", "wire", "daemon"]),
     // Planned were 7: etcd's users and roles, membership by etcd's rules and jointly, backup and import.
-    ("store", 11.5, &["wire", "daemon"]),
+    ("store", 12.0, &["wire", "daemon"]),
     // Planned were 9: streams to node agents and review kinds came with the whole surface.
     ("apiserver", 14.0, &["api", "wire", "auth", "daemon"]),
     // wire: the one batch call of the object service that the client has no type for.

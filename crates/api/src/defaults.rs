@@ -48,32 +48,29 @@ enum Empties {
 
 fn complete(object: &mut Value, ty: &Type, empties: Empties) {
     let Value::Object(map) = object else { return };
-    for field in ty.fields.iter() {
-        match map.get_mut(&field.name) {
-            Some(v) => {
-                walk(v, &field.shape, empties);
-                let written = empties == Empties::Written && field.keep && v.as_array().is_some();
-                if v.is_null() && !field.keep {
-                    map.remove(&field.name);
-                } else if !field.pointer && v.is_empty() && !written {
-                    settle_empty(map, field, empties);
-                }
-            }
-            None => settle_empty(map, field, empties),
+    // A type has many more fields than an object has members.
+    map.retain(|key, v| {
+        let Some(field) = ty.field(key) else { return true };
+        walk(v, &field.shape, empties);
+        let written = empties == Empties::Written && field.keep && v.as_array().is_some();
+        let empty = (v.is_null() && !field.keep) || (!field.pointer && v.is_empty() && !written);
+        !empty
+    });
+    let defaults = empties != Empties::Zero;
+    let needed = |field: &&Field| field.keep || (defaults && !field.default.is_empty());
+    for field in ty.fields.iter().filter(needed) {
+        if !map.contains_key(&field.name) {
+            settle_absent(map, field, empties);
         }
     }
 }
 
-/// An absent or empty value becomes its default, its zero value, or nothing.
-fn settle_empty(map: &mut Map, field: &Field, empties: Empties) {
+/// A value that is absent or was empty becomes its default or its zero value.
+fn settle_absent(map: &mut Map, field: &Field, empties: Empties) {
     if empties != Empties::Zero && !field.default.is_empty() {
         if let Ok(v) = crate::codec::json::parse(field.default.as_bytes()) {
             map.insert(field.name.as_ref(), v);
         }
-        return;
-    }
-    if !field.keep {
-        map.remove(&field.name);
         return;
     }
     let zero = match &field.shape {

@@ -106,6 +106,14 @@ pub fn set(v: &mut Value, field: &str, value: impl Into<Value>) {
     }
 }
 
+/// Whether two objects differ in nothing but this member of their metadata.
+pub fn same_but(a: &Value, b: &Value, field: &str) -> bool {
+    let others = |(k, _): &(&str, &Value)| *k != "metadata";
+    let kept = |(k, _): &(&str, &Value)| *k != field;
+    a.members().filter(others).eq(b.members().filter(others))
+        && a["metadata"].members().filter(kept).eq(b["metadata"].members().filter(kept))
+}
+
 /// `apiVersion` and `kind`.
 pub fn type_meta(v: &Value) -> (&str, &str) {
     (v["apiVersion"].text(), v["kind"].text())

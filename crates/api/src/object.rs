@@ -30,6 +30,9 @@ pub enum Value {
 
 static NULL: Value = Value::Null;
 
+/// Members of a map that are looked through one by one.
+const SCANNED_MAX: usize = 16;
+
 /// An object's members, sorted by key.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Map {
@@ -67,22 +70,30 @@ impl Map {
         self.entries.binary_search_by(|(k, _)| k.as_str().cmp(key))
     }
 
+    /// Where `key` is. Few members are looked through: most keys differ in length already, which is cheaper to see than
+    /// which of two comes first.
+    fn position(&self, key: &str) -> Option<usize> {
+        if self.entries.len() > SCANNED_MAX {
+            return self.find(key).ok();
+        }
+        self.entries
+            .iter()
+            .position(|(k, _)| k.len() == key.len() && k.as_bytes() == key.as_bytes())
+    }
+
     /// The member named `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.find(key).ok().map(|i| &self.entries[i].1)
+        self.position(key).map(|i| &self.entries[i].1)
     }
 
     /// The member named `key`, to change.
     pub fn get_mut(&mut self, key: &str) -> Option<&mut Value> {
-        match self.find(key) {
-            Ok(i) => Some(&mut self.entries[i].1),
-            Err(_) => None,
-        }
+        self.position(key).map(|i| &mut self.entries[i].1)
     }
 
     /// Whether there is a member named `key`.
     pub fn contains_key(&self, key: &str) -> bool {
-        self.find(key).is_ok()
+        self.position(key).is_some()
     }
 
     /// Sets `key`, handing back what was there.
@@ -104,7 +115,7 @@ impl Map {
 
     /// Takes `key` out.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
-        self.find(key).ok().map(|i| self.entries.remove(i).1)
+        self.position(key).map(|i| self.entries.remove(i).1)
     }
 
     /// The member named `key`, made `null` first when it is absent.

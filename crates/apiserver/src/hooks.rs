@@ -156,6 +156,11 @@ pub(crate) fn orphan_warning(resource: &Resource) -> Option<&'static str> {
     Some(hook(resource).orphan_warning).filter(|text| !text.is_empty())
 }
 
+/// Whether something is chosen for objects of this kind when they are claimed.
+pub(crate) fn chooses(resource: &Resource) -> bool {
+    resource.group.is_empty() && resource.plural == "services"
+}
+
 /// What a write of this object claims, after filling in what was chosen for it.
 pub(crate) async fn on_write(
     api: &Api,

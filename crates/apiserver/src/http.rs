@@ -8,7 +8,7 @@ use api::error::ApiError;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request as HttpRequest, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use tonic::body::Body as HttpBody;
 
 use crate::layers::authenticate::impersonate;
@@ -18,7 +18,9 @@ use crate::request::{
     Action, Body, DeleteOptions, FieldValidation, ListOptions, Request, WatchOptions, WriteOptions,
 };
 
+mod body;
 mod discovery;
+mod gather;
 mod negotiate;
 mod path;
 mod portforward;
@@ -31,14 +33,11 @@ mod streams;
 mod upgrade;
 mod watch;
 
+pub(crate) use body::Bodies;
+use body::Room;
 use negotiate::Accepted;
 use path::{ResourcePath, Target};
 use query::Query;
-
-/// The largest body taken.
-const BODY_BYTES_MAX: usize = 3 << 20;
-/// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) type HttpResponse = Response<HttpBody>;
 
@@ -146,7 +145,8 @@ async fn perform(
     ask.name = if ask.name.is_empty() { pinned.unwrap_or("") } else { ask.name };
     api.authorizer.check(&request.user, &ask)?;
     let accepted = negotiate::accept(accept)?;
-    request.action = action(verb, parts, body, query, request).await?;
+    let mut room = api.bodies.room();
+    request.action = action(verb, parts, body, &mut room, query).await?;
     let deprecated = Some(request.resource.deprecation.to_string());
     let deprecated: Vec<String> = deprecated.filter(|d| !d.is_empty()).into_iter().collect();
     match api.run(request.clone()).await {
@@ -197,8 +197,8 @@ async fn action(
     verb: &str,
     parts: &Parts,
     body: HttpBody,
+    room: &mut Room<'_>,
     query: &Query,
-    request: &Request,
 ) -> Result<Action, ApiError> {
     let content = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     Ok(match verb {
@@ -208,12 +208,12 @@ async fn action(
         "create" => {
             let options = write_options(parts, query)?;
             let format = negotiate::content(content)?;
-            Action::Create { body: Body { bytes: read(body).await?, format }, options }
+            Action::Create { body: Body { bytes: room.read(body).await?, format }, options }
         }
         "update" => {
             let options = write_options(parts, query)?;
             let format = negotiate::content(content)?;
-            Action::Update { body: Body { bytes: read(body).await?, format }, options }
+            Action::Update { body: Body { bytes: room.read(body).await?, format }, options }
         }
         "patch" => {
             let (kind, format) = negotiate::patch(content)?;
@@ -227,35 +227,16 @@ async fn action(
                 errors.forbidden("force", "may not be specified for non-apply patch");
                 return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", errors));
             }
-            let bytes = read(body).await?;
+            let bytes = room.read(body).await?;
             Action::Patch { kind, body: Body { bytes, format }, force, options }
         }
-        "delete" => Action::Delete(delete_options(query, read(body).await?, content)?),
+        "delete" => Action::Delete(delete_options(query, room.read(body).await?, content)?),
         "deletecollection" => Action::DeleteCollection {
             list: list_options(query)?,
-            options: delete_options(query, read(body).await?, content)?,
+            options: delete_options(query, room.read(body).await?, content)?,
         },
-        _ => {
-            let _ = request;
-            return Err(ApiError::MethodNotAllowed);
-        }
+        _ => return Err(ApiError::MethodNotAllowed),
     })
-}
-
-/// Reads a body of bounded size in bounded time.
-async fn read(body: HttpBody) -> Result<Bytes, ApiError> {
-    let limited = Limited::new(body, BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, limited).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(ApiError::TooLarge(format!("limit is {BODY_BYTES_MAX}")))
-        }
-        Ok(Err(error)) => Err(ApiError::BadRequest(error.to_string())),
-        Err(_) => Err(ApiError::Timeout {
-            message: "the request body took too long".into(),
-            retry_after_s: None,
-        }),
-    }
 }
 
 fn list_options(query: &Query) -> Result<ListOptions, ApiError> {

@@ -62,6 +62,7 @@ pub async fn run(config: Config, ctx: Context) -> anyhow::Result<()> {
     let tls = config.store.tls.client()?;
     let store = daemon::channel::connect(&url, tls.as_ref())?;
     let listener = daemon::serve::bind(&config.listen, true).await?;
+    ctx.tasks.blocking(daemon::tls::prepare_random);
     let server = open(&config, store, &LocalAgents::default(), &ctx).await?;
     server.serve(&config, listener).await
 }
@@ -116,6 +117,7 @@ pub async fn open(
         clock: ctx.clock.clone(),
         leases: registry::commit::Leases::default(),
         metrics: metrics::Metrics::new(&ctx.metrics),
+        bodies: http::Bodies::default(),
         swagger: registry::Swagger::default(),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;

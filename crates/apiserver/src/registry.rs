@@ -47,6 +47,7 @@ pub(crate) struct Api {
     pub(crate) clock: Clock,
     pub(crate) leases: commit::Leases,
     pub(crate) metrics: crate::metrics::Metrics,
+    pub(crate) bodies: crate::http::Bodies,
     pub(crate) swagger: Swagger,
 }
 

@@ -21,7 +21,7 @@ use tower::{Service, ServiceExt};
 use crate::authority::Mended;
 use crate::context::Context;
 use crate::gathered::Gathered;
-use crate::tls::PeerCertificates;
+use crate::tls::{PeerCertificates, PeerNamed};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be without a request, and a request without the end of its head: as long as upstream
@@ -34,6 +34,11 @@ const STREAMS_MAX: u32 = 10_000;
 /// What a client may send ahead on one stream, and on all of a connection.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// What waits on one stream for a client that reads slowly.
+const STREAM_SEND_BYTES_MAX: usize = 128 << 10;
+/// What is kept of an HTTP/1.1 request whose headers are not all there.
+const HEADER_BYTES_MAX: usize = 64 << 10;
 
 /// The address of the other end of the connection, as a request extension.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +59,7 @@ pub async fn bind(address: &str, tls: bool) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves `service` on `listener` until shutdown, then lets open requests end for a few seconds.
-/// Requests carry [`PeerAddress`] and [`PeerCertificates`] as extensions.
+/// Requests carry [`PeerAddress`], [`PeerCertificates`] and [`PeerNamed`] as extensions.
 ///
 /// # Errors
 /// Never for a single connection; only when the listener itself breaks.
@@ -158,20 +163,27 @@ where
     B::Data: Send,
     B::Error: Into<crate::channel::BoxError>,
 {
+    let named = PeerNamed::default();
     let service = service.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(PeerAddress(peer));
         request.extensions_mut().insert(certificates.clone());
+        request.extensions_mut().insert(named.clone());
         request
     });
     let service = TowerToHyperService::new(service);
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(STREAM_SEND_BYTES_MAX)
         .keep_alive_interval(Some(Duration::from_secs(30)));
     let served = builder
         .serve_connection_with_upgrades(TokioIo::new(Gathered::new(Mended::new(io))), service);

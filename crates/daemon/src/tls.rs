@@ -1,7 +1,8 @@
 //! TLS settings as daemons state them, and the rustls configurations made of them.
 
+use std::any::Any;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, bail};
 use rustls::pki_types::pem::PemObject;
@@ -50,6 +51,21 @@ pub struct ServerTls {
 #[derive(Debug, Clone, Default)]
 pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
 
+/// What a service has read from the client's certificates, kept for all requests of the connection, as whose extension it
+/// comes. What that is only the service knows.
+#[derive(Debug, Clone, Default)]
+pub struct PeerNamed(Arc<OnceLock<Box<dyn Any + Send + Sync>>>);
+
+impl PeerNamed {
+    /// What is kept, made by `make` at the first request; none if it was of another type then.
+    pub fn get_or_make<T: Clone + Send + Sync + 'static>(
+        &self,
+        make: impl FnOnce() -> T,
+    ) -> Option<T> {
+        self.0.get_or_init(|| Box::new(make())).downcast_ref().cloned()
+    }
+}
+
 fn read(path: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(Path::new(path)).with_context(|| format!("read {path}"))
 }
@@ -87,6 +103,16 @@ impl TlsFiles {
 pub fn install_provider() {
     // A second daemon in the same process finds it installed.
     let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Makes the crypto provider draw its first random number, before which it measures the machine for some 50 ms. A server that
+/// does this beside its other preparations does not keep its first client waiting.
+pub fn prepare_random() {
+    install_provider();
+    let random = rustls::crypto::CryptoProvider::get_default().map(|p| p.secure_random);
+    if let Some(Err(error)) = random.map(|random| random.fill(&mut [0; 1])) {
+        tracing::warn!(?error, "no random numbers yet");
+    }
 }
 
 impl ServerTls {

@@ -22,6 +22,7 @@ use crate::compactor::{Compactor, Keep};
 use crate::etcd::Sink;
 use crate::lessor::Lessor;
 use crate::members::{Change, Members};
+use crate::metrics::Figures;
 use crate::mvcc::{Archive as _, Changes, Error, Found, Mvcc, Op, Reply, Revision, check};
 use crate::replica::{Input, Refusal};
 use crate::state::State;
@@ -115,6 +116,8 @@ pub struct Engine {
     pub logged_bytes: AtomicU64,
     /// The disk was full when it was last looked at.
     pub disk_full: AtomicBool,
+    /// What is counted for the metrics.
+    pub figures: Figures,
 }
 
 impl Engine {
@@ -127,9 +130,16 @@ impl Engine {
         if data.len() > check::REQUEST_BYTES_MAX {
             return Err(Error::RequestTooLarge.into());
         }
+        let _waits = self.figures.waits();
         let (answer, reply) = oneshot::channel();
-        self.ask(Ask::Propose(data, answer))?;
-        reply.await.unwrap_or(Err(Refusal::Stopped))
+        let done = match self.ask(Ask::Propose(data, answer)) {
+            Ok(()) => reply.await.unwrap_or(Err(Refusal::Stopped)),
+            Err(refusal) => Err(refusal),
+        };
+        if matches!(&done, Err(refusal) if !refusal.is_answer()) {
+            self.figures.failed.inc();
+        }
+        done
     }
 
     /// Replicates a change of members, if this member leads.

@@ -1,6 +1,7 @@
 //! The etcd v3 services over gRPC, and one of ours: each turns requests into operations and reads of the engine.
 
 mod auth;
+mod calls;
 mod cluster;
 pub mod errors;
 mod kv;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use daemon::Channel;
 use daemon::channel::BoxError;
+use futures::TryFutureExt as _;
 use futures::future::{BoxFuture, Either};
 use tonic::codegen::{Service, http};
 use tonic::service::interceptor::InterceptedService;
@@ -30,6 +32,8 @@ use wire::etcdserverpb::lease_server::LeaseServer;
 use wire::etcdserverpb::maintenance_server::MaintenanceServer;
 use wire::etcdserverpb::watch_server::WatchServer;
 use wire::store::members_server::MembersServer;
+
+use calls::Calls;
 
 use crate::engine::Engine;
 use crate::mvcc::check::REQUEST_BYTES_MAX;
@@ -96,6 +100,7 @@ impl Services {
 pub struct Routes {
     kv: KvServer<Services>,
     others: tonic::service::Routes,
+    calls: Arc<Calls>,
 }
 
 impl<B> Service<http::Request<B>> for Routes
@@ -105,21 +110,24 @@ where
 {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
-    type Future = Either<
-        BoxFuture<'static, Result<Self::Response, Infallible>>,
-        <tonic::service::Routes as Service<http::Request<B>>>::Future,
-    >;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if request.uri().path().starts_with(KV) {
+        let method = self.calls.begin(request.uri().path());
+        let answer = if request.uri().path().starts_with(KV) {
             Either::Left(self.kv.call(request))
         } else {
             Either::Right(self.others.call(request))
-        }
+        };
+        let calls = self.calls.clone();
+        Box::pin(answer.map_ok(move |response| match method {
+            Some(method) => calls.end(method, response),
+            None => response,
+        }))
     }
 }
 
@@ -150,7 +158,7 @@ pub(crate) async fn routes(services: &Services) -> anyhow::Result<Routes> {
         .add_service(health_service)
         .add_service(reflection)
         .prepare();
-    Ok(Routes { kv, others })
+    Ok(Routes { kv, others, calls: Calls::new(&services.ctx.metrics) })
 }
 
 /// What other members and those that join ask of a member.

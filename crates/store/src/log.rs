@@ -10,7 +10,8 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use daemon::{Disk, DiskFile as _, SystemDisk};
+use daemon::{Clock, Disk, DiskFile as _, SystemDisk};
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::snapshot::Mark;
 
@@ -161,6 +162,16 @@ pub struct Log<D: Disk = SystemDisk> {
     last_index: u64,
     vote: Vote,
     buffer: Vec<u8>,
+    timer: Option<Timer>,
+}
+
+/// Measures syncs.
+#[derive(Debug)]
+pub struct Timer {
+    /// The time.
+    pub clock: Clock,
+    /// Where the seconds of each go.
+    pub seconds: Histogram,
 }
 
 impl<D: Disk> Log<D> {
@@ -220,10 +231,16 @@ impl<D: Disk> Log<D> {
             last_index,
             vote: recovered.vote,
             buffer: Vec::new(),
+            timer: None,
         };
         log.vote(log.vote);
         log.sync()?;
         Ok((log, recovered))
+    }
+
+    /// Measures syncs from now on.
+    pub fn measure(&mut self, timer: Timer) {
+        self.timer = Some(timer);
     }
 
     /// Adds an entry to what the next sync writes.
@@ -269,7 +286,12 @@ impl<D: Disk> Log<D> {
         self.zero_ahead(end)?;
         self.write(self.offset)?;
         self.offset = end;
+        let began = self.timer.as_ref().map(|timer| timer.clock.monotonic());
         self.file.sync().map_err(io_error("sync", &self.path))?;
+        if let Some((timer, began)) = self.timer.as_ref().zip(began) {
+            let took = timer.clock.monotonic().saturating_sub(began);
+            timer.seconds.observe(took.as_secs_f64());
+        }
         self.synced = end;
         if self.offset >= self.sizes.segment_bytes {
             self.roll()?;

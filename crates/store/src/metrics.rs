@@ -9,8 +9,59 @@ use std::sync::atomic::Ordering;
 use daemon::metrics::Metrics;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use crate::engine::Engine;
+
+/// What is counted as it happens.
+#[derive(Debug)]
+pub struct Figures {
+    /// Changes of who leads, as this member saw them.
+    pub leader_changes: Counter,
+    /// Proposals that wait for their answer here.
+    pub pending: Gauge,
+    /// Proposals that were never answered by the state.
+    pub failed: Counter,
+    /// Seconds that the log took to sync.
+    pub syncs: Histogram,
+    /// Seconds that a round took to be written to the state.
+    pub rounds: Histogram,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        // From a millisecond to eight seconds, as in etcd.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        Self {
+            leader_changes: Counter::default(),
+            pending: Gauge::default(),
+            failed: Counter::default(),
+            syncs: seconds(),
+            rounds: seconds(),
+        }
+    }
+}
+
+/// Counts a proposal as long as somebody waits for it.
+#[derive(Debug)]
+pub struct Pending<'a>(&'a Figures);
+
+impl Figures {
+    /// A proposal begins to wait.
+    #[must_use]
+    pub fn waits(&self) -> Pending<'_> {
+        self.pending.inc();
+        Pending(self)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.pending.dec();
+    }
+}
 
 /// A number that is looked up when it is wanted.
 struct Reading {
@@ -68,6 +119,23 @@ pub fn register(registry: &Metrics, engine: &Arc<Engine>) {
     let help = "The last compaction; -1 if there was none";
     let compacted = read(|e| e.applied.read().mvcc.compacted());
     registry.register("etcd_debugging_mvcc_compact_revision", help, compacted);
+    let watchers = read(|e| i64::try_from(e.hub.lock().len()).unwrap_or(i64::MAX));
+    let help = "Watchers that have heard everything";
+    registry.register("etcd_debugging_mvcc_watcher_total", help, watchers);
+    counted(registry, &engine.figures);
+}
+
+fn counted(registry: &Metrics, figures: &Figures) {
+    let help = "Changes of who leads that this member saw";
+    registry.register("etcd_server_leader_changes_seen", help, figures.leader_changes.clone());
+    let help = "Proposals that wait for their answer here";
+    registry.register("etcd_server_proposals_pending", help, figures.pending.clone());
+    let help = "Proposals that the state never answered";
+    registry.register("etcd_server_proposals_failed", help, figures.failed.clone());
+    let help = "Seconds that the log took to sync";
+    registry.register("etcd_disk_wal_fsync_duration_seconds", help, figures.syncs.clone());
+    let help = "Seconds that changes took to be written to the state on disk";
+    registry.register("etcd_disk_backend_commit_duration_seconds", help, figures.rounds.clone());
 }
 
 fn in_use(engine: &Engine) -> u64 {

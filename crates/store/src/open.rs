@@ -18,8 +18,9 @@ use crate::engine::{ASKS_MAX, Ask, Engine, Identity};
 use crate::etcd::{Routes, Services, peer_routes, routes};
 use crate::join;
 use crate::lessor::Lessor;
-use crate::log::Sizes;
+use crate::log::{Sizes, Timer};
 use crate::members::{Change, Members, What};
+use crate::metrics::Figures;
 use crate::node::{Node, Start};
 use crate::peer::{Peers, REMOVED};
 use crate::recovery::{Recovery, recover};
@@ -248,7 +249,9 @@ fn start(
     peers: Peers,
 ) -> anyhow::Result<Arc<Engine>> {
     let Found { identity, state, recovered } = found;
-    let Recovery { applied, log, vote, before, entries, .. } = recovered;
+    let Recovery { applied, mut log, vote, before, entries, .. } = recovered;
+    let figures = Figures::default();
+    log.measure(Timer { clock: ctx.clock.clone(), seconds: figures.syncs.clone() });
     let (members, mark) = (applied.members.clone(), applied.mark);
     let node = Node::new(Start {
         id: identity.member,
@@ -290,6 +293,7 @@ fn start(
         archived: AtomicI64::new(revision),
         logged_bytes: AtomicU64::new(0),
         disk_full: AtomicBool::new(false),
+        figures,
     });
     let (to_apply, jobs) = sync_channel(ROUNDS_MAX);
     let (to_archive, kept) = sync_channel(ROUNDS_MAX);

@@ -100,6 +100,14 @@ pub enum Refusal {
     Stopped,
 }
 
+impl Refusal {
+    /// Whether it is the state's answer, so that it was decided.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::State(_) | Self::Members(_) | Self::Auth(_))
+    }
+}
+
 /// A committed entry.
 #[derive(Debug, Clone)]
 pub struct Committed {

@@ -186,7 +186,10 @@ fn tell(engine: &Engine, replica: &Replica, output: &Output) {
     let node = replica.node();
     engine.logged_bytes.fetch_add(output.logged_bytes as u64, Ordering::Relaxed);
     engine.term.store(node.term(), Ordering::Relaxed);
-    engine.leader.store(node.leader(), Ordering::Relaxed);
+    let before = engine.leader.swap(node.leader(), Ordering::Relaxed);
+    if node.leader() != 0 && node.leader() != before {
+        engine.figures.leader_changes.inc();
+    }
     engine.committed.store(node.committed(), Ordering::Relaxed);
     engine.alone.store(node.is_alone(), Ordering::Release);
 }
@@ -394,7 +397,10 @@ pub fn archive_thread(
                         }
                     }
                 }
+                let began = engine.clock.monotonic();
                 engine.state.write(&round)?;
+                let took = engine.clock.monotonic().saturating_sub(began);
+                engine.figures.rounds.observe(took.as_secs_f64());
                 engine.archived.store(round.revision, Ordering::Release);
                 engine.look_at_disk();
                 Wanted::IfDue

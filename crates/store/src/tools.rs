@@ -2,7 +2,7 @@
 //! its state came from.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -14,6 +14,7 @@ use wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::applied::Applied;
 use crate::backup;
 use crate::config::Config;
+use crate::etcd::VERSION;
 use crate::join;
 use crate::snapshot::{self, Mark};
 
@@ -22,6 +23,8 @@ const RAISE: i64 = 1_000_000_000;
 const HELP: &str = "\
 usage: ironclad-store snapshot save FILE [SETTINGS]      the state of the running member that listens at client.listen
        ironclad-store snapshot verify FILE               whether a backup is whole, and what is in it
+       ironclad-store snapshot status FILE [-o table|json]
+                                                         its hash, revision, keys and bytes, as etcdutl prints them
        ironclad-store snapshot restore FILE [--raise N] [SETTINGS]
                                                          a new store in data_dir from a backup
 
@@ -43,6 +46,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
             runtime.block_on(save(&file, &settings(rest)?))
         }
         "verify" => verify(&file),
+        "status" => status(&file, rest),
         "restore" => match rest {
             [flag, by, rest @ ..] if flag == "--raise" => {
                 let by = by.parse().with_context(|| format!("--raise {by}"))?;
@@ -88,6 +92,44 @@ fn verify(file: &Path) -> anyhow::Result<()> {
     println!("  bytes    {}", applied.mvcc.bytes());
     println!("  leases   {}", applied.mvcc.leases().iter().count());
     println!("  members  {}", applied.members.all.len());
+    Ok(())
+}
+
+fn status(file: &Path, words: &[String]) -> anyhow::Result<()> {
+    let json = match words {
+        [] => false,
+        [flag, form] if flag == "-o" || flag == "-w" => match form.as_str() {
+            "json" => true,
+            "table" => false,
+            other => bail!("{other}: the forms are table and json"),
+        },
+        _ => bail!("{HELP}"),
+    };
+    let applied = backup::read(file).with_context(|| file.display().to_string())?;
+    let mut crc = crc32fast::Hasher::new();
+    let (mut input, mut part) = (File::open(file)?, vec![0; 1 << 16]);
+    let mut size = 0_u64;
+    loop {
+        let read = input.read(&mut part)?;
+        if read == 0 {
+            break;
+        }
+        crc.update(&part[..read]);
+        size += read as u64;
+    }
+    let (hash, revision) = (crc.finalize(), applied.mvcc.revision());
+    let keys = applied.mvcc.index().len();
+    if json {
+        println!(
+            "{{\"hash\":{hash},\"revision\":{revision},\"totalKey\":{keys},\"totalSize\":{size},\"version\":\"{VERSION}\"}}"
+        );
+    } else {
+        println!(
+            "{:>8}  {:>12}  {:>10}  {:>12}  VERSION",
+            "HASH", "REVISION", "TOTAL KEYS", "BYTES"
+        );
+        println!("{hash:08x}  {revision:>12}  {keys:>10}  {size:>12}  {VERSION}");
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! Upstream's order is kept: a write is tracked when the object has its defaults and before admission and strategy
 //! change it further, so nobody owns what the server itself adds.
 
-use super::fields::{Set, field};
+use super::fields::{Set, covers, disjoint, field};
 use super::typed::{self, Comparison, Kind};
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApplyConflict, Result};
@@ -212,6 +212,49 @@ fn settle(owners: &mut Vec<Owner>, me: &Owner, taken: &Set, removed: &Set) {
     owners.retain(|o| !o.set.is_empty());
 }
 
+/// The record after a writer changed only what it owns already and nobody else does, as most writes do: there is a later
+/// time, and nothing to be counted. None where it is not so.
+fn renewed(
+    old: &Value,
+    new: &Value,
+    taken: &Set,
+    removed: &Set,
+    resource: &Resource,
+    writer: Writer<'_>,
+) -> Option<Value> {
+    let record = &old["metadata"]["managedFields"];
+    let sent = &new["metadata"]["managedFields"];
+    let kept = sent.items().is_empty() || sent == record;
+    if !kept || taken.is_empty() || !removed.is_empty() || !owners_valid(old) {
+        return None;
+    }
+    let version = resource.api_version();
+    let mine = |e: &Value| {
+        e["operation"].text() == "Update"
+            && e["manager"].text() == writer.manager
+            && e["subresource"].text() == writer.subresource
+            && e["apiVersion"].text() == version
+    };
+    let (own, others): (Vec<&Value>, Vec<&Value>) = record.items().iter().partition(|e| mine(e));
+    let [own] = own.as_slice() else { return None };
+    let apart = others.iter().all(|e| !e["fieldsV1"].is_empty() && disjoint(&e["fieldsV1"], taken));
+    if !apart || !covers(&own["fieldsV1"], taken) || record.items().len() > UPDATE_MANAGERS_MAX {
+        return None;
+    }
+    let mut record = record.clone();
+    let own = record.items_mut().iter_mut().find(|e| mine(e))?;
+    own.set("time", time::format(writer.now));
+    record.as_array_mut()?.sort_by(|a, b| {
+        let key = |e: &Value| {
+            let text = |name: &str| e[name].text().to_owned();
+            let rest = ["time", "manager", "apiVersion", "subresource"].map(text);
+            (e["operation"].text() != "Apply", rest)
+        };
+        key(a).cmp(&key(b))
+    });
+    Some(record)
+}
+
 fn update(
     owners: &mut Vec<Owner>,
     old: &Value,
@@ -219,7 +262,16 @@ fn update(
     resource: &Resource,
     writer: Writer<'_>,
 ) {
-    let (taken, removed) = changes(old, new, resource, writer.subresource);
+    let changes = changes(old, new, resource, writer.subresource);
+    update_by(owners, changes, resource, writer);
+}
+
+fn update_by(
+    owners: &mut Vec<Owner>,
+    (taken, removed): (Set, Set),
+    resource: &Resource,
+    writer: Writer<'_>,
+) {
     let mut me = Owner {
         manager: writer.manager.to_owned(),
         applied: false,
@@ -285,7 +337,7 @@ fn settle_times(old: Option<&Value>, new: &mut Value) {
         list.sort_by_key(Value::to_bytes);
         list
     };
-    if timeless(old) == timeless(new) && bare(old) == bare(new) {
+    if crate::meta::same_but(old, new, "managedFields") && timeless(old) == timeless(new) {
         let stored = old["metadata"]["managedFields"].clone();
         crate::meta::set(new, "managedFields", stored);
     }
@@ -296,6 +348,19 @@ fn settle_times(old: Option<&Value>, new: &mut Value) {
 /// Call it when `new` has its defaults, before admission. `old` is the stored object, `None` on create. A status
 /// write passes the object as received, with the subresource in `writer`.
 pub fn track_update(old: Option<&Value>, new: &mut Value, resource: &Resource, writer: Writer<'_>) {
+    let fresh;
+    let old_value = match old {
+        Some(o) => o,
+        None => {
+            fresh = blank(resource);
+            &fresh
+        }
+    };
+    let (taken, removed) = changes(old_value, new, resource, writer.subresource);
+    if let Some(record) = renewed(old_value, new, &taken, &removed, resource, writer) {
+        crate::meta::set(new, "managedFields", record);
+        return;
+    }
     let sent = new["metadata"]["managedFields"].items();
     let reset = sent.len() == 1 && sent[0].members().next().is_none();
     let mut owners = match old {
@@ -311,16 +376,7 @@ pub fn track_update(old: Option<&Value>, new: &mut Value, resource: &Resource, w
         crate::meta::set(new, "managedFields", Value::Null);
         return;
     }
-    let fresh;
-    let old_value = match old {
-        Some(o) => o,
-        None => {
-            fresh = blank(resource);
-            &fresh
-        }
-    };
-    let (old_bare, new_bare) = (bare(old_value), bare(new));
-    update(&mut owners, &old_bare, &new_bare, resource, writer);
+    update_by(&mut owners, (taken, removed), resource, writer);
     write_owners(new, owners);
     settle_times(old, new);
 }
@@ -426,4 +482,45 @@ pub fn owned_by(v: &Value, manager: &str) -> Set {
     out.below.entry(field("none")).or_default();
     out.cut(&["f:none"]);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json;
+
+    fn write(old: Option<&Value>, mut new: Value, manager: &str, second: i64) -> Value {
+        let catalog = crate::catalog::Catalog::builtin();
+        let resource = catalog.find("", "v1", "configmaps").unwrap();
+        let now = Timestamp::from_second(second).unwrap();
+        let writer = Writer { manager, subresource: "", now };
+        let mut slow = new.clone();
+        track_update(old, &mut new, resource, writer);
+        if let Some(old) = old {
+            let mut owners = read_owners(old);
+            update(&mut owners, old, &slow, resource, writer);
+            write_owners(&mut slow, owners);
+            assert_eq!(new, slow, "the short way and the long one differ");
+        }
+        new
+    }
+
+    fn times(v: &Value) -> Vec<(&str, &str)> {
+        let list = v["metadata"]["managedFields"].items().iter();
+        list.map(|e| (e["manager"].text(), e["time"].text())).collect()
+    }
+
+    #[test]
+    fn who_changes_only_what_it_owns_gets_a_later_time() {
+        let map = |a: &str, b: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": a, "b": b}});
+        let first = write(None, map("1", "1"), "x", 1);
+        let second = write(Some(&first), map("1", "2"), "y", 2);
+        assert_eq!(times(&second), [("x", "1970-01-01T00:00:01Z"), ("y", "1970-01-01T00:00:02Z")]);
+        // The earlier owner writes last, hence stands last.
+        let third = write(Some(&second), map("3", "2"), "x", 3);
+        assert_eq!(times(&third), [("y", "1970-01-01T00:00:02Z"), ("x", "1970-01-01T00:00:03Z")]);
+        // What somebody else owns changes hands.
+        let fourth = write(Some(&third), map("3", "4"), "x", 4);
+        assert_eq!(times(&fourth), [("x", "1970-01-01T00:00:04Z")]);
+    }
 }

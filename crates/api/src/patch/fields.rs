@@ -30,10 +30,7 @@ impl Set {
 
     /// The set below `element`, made if absent.
     pub fn child(&mut self, element: &str) -> &mut Set {
-        if !self.below.contains_key(element) {
-            self.below.insert(element.into(), Set::default());
-        }
-        self.below.get_mut(element).expect("just inserted")
+        self.below.entry(element.into()).or_default()
     }
 
     /// All paths of both.
@@ -151,6 +148,23 @@ impl Set {
     }
 }
 
+/// Whether `fieldsV1` has all paths of `set`.
+pub fn covers(v: &Value, set: &Set) -> bool {
+    (!set.here || is_path(v))
+        && set.below.iter().all(|(k, s)| v.get(k).is_some_and(|child| covers(child, s)))
+}
+
+/// Whether `fieldsV1` has no path of `set`.
+pub fn disjoint(v: &Value, set: &Set) -> bool {
+    !(set.here && is_path(v))
+        && set.below.iter().all(|(k, s)| v.get(k).is_none_or(|child| disjoint(child, s)))
+}
+
+/// Whether the path that leads to this part of `fieldsV1` is in the set itself.
+fn is_path(v: &Value) -> bool {
+    v.members().next().is_none() || v.get(".").is_some()
+}
+
 /// Key and value elements are compared as canonical JSON.
 fn normal(element: &str) -> CompactString {
     if let Some((kind @ ("k" | "v"), text)) = element.split_once(':')
@@ -200,5 +214,10 @@ mod tests {
         assert_eq!(a.to_value(), json!({"f:a": {}, "f:b": {"f:d": {}}}));
         a.union(&b);
         assert_eq!(a.to_value(), json!({"f:a": {}, "f:b": {"f:c": {}, "f:d": {}}}));
+        let stored = json!({"f:a": {}, "f:b": {".": {}, "f:c": {}}});
+        assert!(covers(&stored, &b) && !disjoint(&stored, &b));
+        assert!(covers(&stored, &set(json!({"f:b": {".": {}, "f:c": {}}}))));
+        assert!(!covers(&stored, &set(json!({"f:a": {"f:x": {}}}))));
+        assert!(disjoint(&stored, &set(json!({"f:a": {"f:x": {}}, "f:e": {}}))));
     }
 }

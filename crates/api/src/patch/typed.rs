@@ -116,12 +116,21 @@ fn mark(set: &mut Set, path: &Path) {
     here.here = true;
 }
 
+fn add(set: &mut Set, path: &Path, what: Set) {
+    let mut here = set;
+    for e in path {
+        here = here.child(e);
+    }
+    if here.is_empty() {
+        *here = what;
+    } else {
+        here.union(&what);
+    }
+}
+
 fn leaf(old: Option<&Value>, new: Option<&Value>, path: &Path, out: &mut Comparison) {
-    match (old, new) {
-        (None, Some(_)) => mark(&mut out.added, path),
-        (Some(_), None) => mark(&mut out.removed, path),
-        (Some(o), Some(n)) if o != n => mark(&mut out.modified, path),
-        _ => {}
+    if old != new {
+        mark(&mut out.modified, path);
     }
 }
 
@@ -140,6 +149,11 @@ fn walk_compare(
     path: &mut Path,
     out: &mut Comparison,
 ) {
+    match (old, new) {
+        (None, Some(new)) => return add(&mut out.added, path, whole(kind, new)),
+        (Some(old), None) => return add(&mut out.removed, path, whole(kind, old)),
+        _ => {}
+    }
     let empty = !has_content(old) && !has_content(new);
     let as_leaf = match kind {
         Kind::Deduced => new.or(old).is_some() && (kind.is_leaf_for(new.or(old)) || empty),
@@ -201,24 +215,45 @@ fn compare_lists(
     path: &mut Path,
     out: &mut Comparison,
 ) {
-    let name = |v: Option<&Value>| -> Vec<(CompactString, Value)> {
-        let items = v.map(Value::items).unwrap_or(&[]).iter();
-        items.filter_map(|i| Some((element(rule, item, i)?, i.clone()))).collect()
-    };
-    let (olds, news) = (name(old), name(new));
-    let find = |list: &[(CompactString, Value)], e: &CompactString| {
-        list.iter().find(|(k, _)| k == e).map(|(_, v)| v.clone())
-    };
+    let (olds, news) = (named(rule, item, old), named(rule, item, new));
     for (e, o) in &olds {
+        let n = news.iter().find(|(k, _)| k == e).map(|(_, v)| *v);
         path.push(e.clone());
-        walk_compare(kind_of(item), Some(o), find(&news, e).as_ref(), path, out);
+        walk_compare(kind_of(item), Some(*o), n, path, out);
         path.pop();
     }
     for (e, n) in news.iter().filter(|(e, _)| !olds.iter().any(|(k, _)| k == e)) {
         path.push(e.clone());
-        walk_compare(kind_of(item), None, Some(n), path, out);
+        walk_compare(kind_of(item), None, Some(*n), path, out);
         path.pop();
     }
+}
+
+/// The items of a list that have a name, with it.
+fn named<'v>(
+    rule: &ListType,
+    item: &Field,
+    list: Option<&'v Value>,
+) -> Vec<(CompactString, &'v Value)> {
+    let items = list.map(Value::items).unwrap_or(&[]).iter();
+    items.filter_map(|i| Some((element(rule, item, i)?, i))).collect()
+}
+
+/// All fields of a value that came or went as a whole.
+fn whole(kind: Kind<'_>, v: &Value) -> Set {
+    let mut out = Set { here: true, ..Set::default() };
+    if kind.is_leaf_for(Some(v)) || !has_content(Some(v)) {
+        return out;
+    }
+    if let Kind::List(rule, item) = kind {
+        for (e, i) in named(rule, item, Some(v)) {
+            out.below.entry(e).or_default().union(&whole(kind_of(item), i));
+        }
+    } else {
+        let below = v.members().map(|(k, child)| (field(k), whole(kind.member(k).0, child)));
+        out.below = below.collect();
+    }
+    out
 }
 
 /// All fields an apply configuration sets.

@@ -7,12 +7,12 @@ use api::codec::{json, proto, yaml};
 use api::columns;
 use api::error::ApiError;
 use api::object::{Map, Value};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
 use super::negotiate::{Accepted, Form};
 use super::query::Query;
-use super::{HttpResponse, full};
+use super::{HttpResponse, full, gather};
 use crate::registry::Api;
 use crate::request::{Format, List, Outcome, Request};
 
@@ -217,7 +217,8 @@ fn list(
 ) -> Result<HttpResponse, ApiError> {
     let resource = &request.resource;
     if accepted.form == Form::Plain && accepted.format == Format::Json {
-        return Ok(full(StatusCode::OK, "application/json", gather(resource, &list)));
+        let head = list_metadata(&list).to_bytes();
+        return Ok(gather::answer(resource, &head, list.items));
     }
     let items = list.items.iter().map(|item| json::parse(item)).collect::<Result<Vec<_>, _>>()?;
     let mut value = Value::Object(Map::default());
@@ -256,53 +257,6 @@ fn list(
         (Format::Yaml, _) => full(StatusCode::OK, "application/yaml", yaml::encode(&value)),
         _ => full(StatusCode::OK, "application/json", value.to_bytes()),
     })
-}
-
-/// The JSON of a plain list, out of the items' own bytes.
-fn gather(resource: &Resource, list: &List) -> Bytes {
-    let size: usize = list.items.iter().map(|item| item.len() + 1).sum();
-    let mut out = BytesMut::with_capacity(size + 256);
-    out.extend_from_slice(b"{\"kind\":\"");
-    out.extend_from_slice(resource.list_kind.as_bytes());
-    out.extend_from_slice(b"\",\"apiVersion\":\"");
-    out.extend_from_slice(resource.api_version().as_bytes());
-    out.extend_from_slice(b"\",\"metadata\":");
-    out.extend_from_slice(&list_metadata(list).to_bytes());
-    out.extend_from_slice(b",\"items\":[");
-    let version = format!("{{\"apiVersion\":\"{}\",", resource.api_version());
-    let kind = format!("\"kind\":\"{}\",", resource.kind);
-    for (index, item) in list.items.iter().enumerate() {
-        if index > 0 {
-            out.extend_from_slice(b",");
-        }
-        if resource.custom {
-            out.extend_from_slice(item);
-        } else if !strip_into(item, version.as_bytes(), kind.as_bytes(), &mut out) {
-            match json::parse(item) {
-                Ok(mut value) => {
-                    value.remove("kind");
-                    value.remove("apiVersion");
-                    out.extend_from_slice(&value.to_bytes());
-                }
-                Err(_) => out.extend_from_slice(item),
-            }
-        }
-    }
-    out.extend_from_slice(b"]}");
-    out.freeze()
-}
-
-/// Writes an object without its apiVersion and kind, as lists of built-in kinds have it. Canonical bytes begin with
-/// the one, and have the other right before the metadata; false where that is not so.
-fn strip_into(item: &[u8], version: &[u8], kind: &[u8], out: &mut BytesMut) -> bool {
-    let Some(rest) = item.strip_prefix(version) else { return false };
-    let mut marked = kind.to_vec();
-    marked.extend_from_slice(b"\"metadata\":{");
-    let Some(at) = memchr::memmem::find(rest, &marked) else { return false };
-    out.extend_from_slice(b"{");
-    out.extend_from_slice(&rest[..at]);
-    out.extend_from_slice(&rest[at + kind.len()..]);
-    true
 }
 
 /// A list in protobuf, as the list kind's own message.
@@ -371,17 +325,4 @@ pub(crate) fn delete_body(body: &Bytes, format: Format) -> Result<Value, ApiErro
         )));
     }
     Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn list_items_lose_their_kind_without_being_parsed() {
-        let mut out = BytesMut::new();
-        let item = br#"{"apiVersion":"v1","data":{"kind":"x"},"kind":"ConfigMap","metadata":{"name":"a"}}"#;
-        assert!(strip_into(item, b"{\"apiVersion\":\"v1\",", b"\"kind\":\"ConfigMap\",", &mut out));
-        assert_eq!(&out[..], br#"{"data":{"kind":"x"},"metadata":{"name":"a"}}"#);
-    }
 }

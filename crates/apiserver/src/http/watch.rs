@@ -1,5 +1,6 @@
 //! A watch as a response: one JSON line an event, sent as soon as it happens.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,12 +8,11 @@ use api::columns;
 use api::error::ApiError;
 use api::object::Value;
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use http::StatusCode;
 use http_body::Frame;
 use http_body_util::StreamBody;
-use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::time::{Interval, Sleep};
 
 use super::negotiate::{Accepted, Form};
 use super::{HttpBody, HttpResponse, render};
@@ -20,11 +20,11 @@ use crate::registry::Api;
 use crate::registry::watch::{Event, EventKind, Watcher};
 use crate::request::Format;
 
-/// Chunks on their way to one client; a client that reads no faster makes the watcher wait, not the cache.
-const CHUNKS_QUEUED: usize = 8;
 /// Events put into one chunk, if they are there at once.
 const CHUNK_BYTES: usize = 64 << 10;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// How long a watch lasts whose client does not say.
+const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Starts the stream.
 pub(crate) fn answer(
@@ -45,18 +45,17 @@ pub(crate) fn answer(
         }
         Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
     };
-    let (chunks, stream) = mpsc::channel(CHUNKS_QUEUED);
+    let mut bookmarks = tokio::time::interval(BOOKMARK_EVERY);
+    bookmarks.reset();
+    let end = Box::pin(tokio::time::sleep(watcher.timeout.unwrap_or(TIMEOUT)));
     let encoder = Encoder { api: api.clone(), accepted, columns_sent: false };
-    let shutdown = ctx.shutdown.clone();
-    ctx.tasks.job(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = pump(watcher, encoder, chunks) => {}
-        }
+    let live = Live { watcher, encoder, bookmarks, end, over: false };
+    let chunks = futures::stream::unfold(live, |mut live| async move {
+        let chunk = live.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(Frame::data(chunk)), live))
     });
-    let frames = ReceiverStream::new(stream)
-        .map(|chunk: Bytes| Ok::<_, std::convert::Infallible>(Frame::data(chunk)));
-    let mut response = http::Response::new(HttpBody::new(StreamBody::new(frames)));
+    let body = StreamBody::new(chunks.take_until(ctx.shutdown.clone().cancelled_owned()));
+    let mut response = http::Response::new(HttpBody::new(body));
     *response.status_mut() = StatusCode::OK;
     let value = http::HeaderValue::from_static(content_type);
     response.headers_mut().insert(http::header::CONTENT_TYPE, value);
@@ -64,36 +63,44 @@ pub(crate) fn answer(
     Ok(response)
 }
 
-/// Moves events to the client until one of them goes.
-async fn pump(mut watcher: Watcher, mut encoder: Encoder, chunks: mpsc::Sender<Bytes>) {
-    let end = tokio::time::sleep(watcher.timeout.unwrap_or(Duration::from_secs(3600)));
-    let mut end = std::pin::pin!(end);
-    let mut bookmarks = tokio::time::interval(BOOKMARK_EVERY);
-    bookmarks.reset();
-    loop {
-        let event = tokio::select! {
-            () = &mut end => {
-                if watcher.bookmarks
-                    && let Some(event) = watcher.bookmark()
-                {
-                    // The client may have gone; then nobody reads it.
-                    let _ = chunks.send(encoder.chunk(&watcher, event)).await;
+/// A watch that is being answered. The connection asks for the next chunk when it has room for one: a client that reads
+/// slowly makes its watcher wait, not the cache, and nothing is queued for it.
+struct Live {
+    watcher: Watcher,
+    encoder: Encoder,
+    bookmarks: Interval,
+    end: Pin<Box<Sleep>>,
+    over: bool,
+}
+
+impl Live {
+    /// What is sent next; none after the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = self.end.as_mut() => {
+                    self.over = true;
+                    let event = self.watcher.bookmark().filter(|_| self.watcher.bookmarks)?;
+                    return Some(self.encoder.chunk(&self.watcher, event));
                 }
-                return;
-            }
-            () = chunks.closed() => return,
-            _ = bookmarks.tick(), if watcher.bookmarks => match watcher.bookmark() {
-                Some(event) => Ok(event),
-                None => continue,
-            },
-            event = watcher.next() => event,
-        };
-        let (chunk, last) = match event {
-            Err(error) => (encoder.error(&error), true),
-            Ok(event) => encoder.batch(&mut watcher, event),
-        };
-        if chunks.send(chunk).await.is_err() || last {
-            return;
+                _ = self.bookmarks.tick(), if self.watcher.bookmarks => {
+                    match self.watcher.bookmark() {
+                        Some(event) => Ok(event),
+                        None => continue,
+                    }
+                }
+                event = self.watcher.next() => event,
+            };
+            let (chunk, last) = match event {
+                Err(error) => (self.encoder.error(&error), true),
+                Ok(event) => self.encoder.batch(&mut self.watcher, event),
+            };
+            self.over = last;
+            return Some(chunk);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::error::ApiError;
 use auth::User;
 use auth::token::{Claims, Reference, Signer};
-use daemon::tls::PeerCertificates;
+use daemon::tls::{PeerCertificates, PeerNamed};
 use http::HeaderMap;
 use http::request::Parts;
 
@@ -60,7 +60,10 @@ impl Authenticator {
         if let Some(certificates) = parts.extensions.get::<PeerCertificates>()
             && let Some(leaf) = certificates.0.first()
         {
-            return User::from_certificate(leaf).map(Arc::new).ok_or(ApiError::Unauthorized);
+            let read = || User::from_certificate(leaf).map(Arc::new);
+            let named = parts.extensions.get::<PeerNamed>();
+            let user = named.and_then(|named| named.get_or_make(read)).unwrap_or_else(read);
+            return user.ok_or(ApiError::Unauthorized);
         }
         Ok(Arc::new(User::anonymous()))
     }

@@ -43,12 +43,18 @@ pub(crate) struct Leases(Mutex<Option<(i64, Duration)>>);
 
 /// The bytes that are stored: the object without its revision.
 pub(crate) fn stored_bytes(resource: &Resource, object: &Value) -> Bytes {
+    let version = resource.storage_api_version();
+    let (given, _) = api::meta::type_meta(object);
+    let bare = api::meta::resource_version(object).is_empty();
+    if resource.to_storage.is_none() && bare && given == version {
+        return object.to_bytes().into();
+    }
     let mut object = object.clone();
     if let Some(convert) = resource.to_storage {
         convert(&mut object);
     }
     object.remove_at(&["metadata", "resourceVersion"]);
-    object.set("apiVersion", resource.storage_api_version());
+    object.set("apiVersion", version);
     object.to_bytes().into()
 }
 

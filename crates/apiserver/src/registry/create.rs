@@ -43,7 +43,7 @@ impl Api {
     pub(crate) async fn insert(
         &self,
         request: &Request,
-        object: Value,
+        mut object: Value,
         track: &Track<'_>,
         dry_run: bool,
         warnings: &mut Vec<String>,
@@ -52,7 +52,9 @@ impl Api {
         let generated =
             api::meta::name(&object).is_empty() && !api::meta::generate_name(&object).is_empty();
         for _ in 0..GENERATE_TRIES {
-            let candidate = self.prepare(request, object.clone(), track, warnings).await?;
+            // Only a name that was made up is worth another try.
+            let new = if generated { object.clone() } else { std::mem::take(&mut object) };
+            let candidate = self.prepare(request, new, track, warnings).await?;
             if dry_run {
                 if self.exists(resource, &candidate).await? {
                     return Err(taken(resource, &candidate));
@@ -62,10 +64,11 @@ impl Api {
                 hooks::on_write(self, resource, &mut shown, None).await?;
                 return Ok(Entry::new(&super::commit::stored_bytes(resource, &shown), 0));
             }
-            match self.store_new(resource, &candidate).await? {
+            let conflict = taken(resource, &candidate);
+            match self.store_new(resource, candidate).await? {
                 Some(entry) => return Ok(entry),
                 None if generated => warnings.clear(),
-                None => return Err(taken(resource, &candidate)),
+                None => return Err(conflict),
             }
         }
         Err(taken(resource, &object))
@@ -80,10 +83,11 @@ impl Api {
     async fn store_new(
         &self,
         resource: &Resource,
-        candidate: &Value,
+        mut object: Value,
     ) -> Result<Option<std::sync::Arc<Entry>>, ApiError> {
+        // As it was before anything was chosen for it.
+        let blank = hooks::chooses(resource).then(|| object.clone());
         for _ in 0..CLAIM_TRIES {
-            let mut object = candidate.clone();
             let claims = hooks::on_write(self, resource, &mut object, None).await?;
             match self.put(resource, &object, 0, claims).await? {
                 Committed::Done(entry) => return Ok(Some(entry)),
@@ -91,6 +95,9 @@ impl Api {
                 // Somebody else took it: look again when we can see that.
                 Committed::ClaimTaken => {
                     self.catch_up().await?;
+                    if let Some(blank) = &blank {
+                        object.clone_from(blank);
+                    }
                 }
             }
         }

@@ -137,21 +137,21 @@ impl Api {
         entry: &Arc<Entry>,
     ) -> Result<(Step, Value), ApiError> {
         let resource = &request.resource;
-        let mut old = list::parsed(resource, entry);
+        let old = list::parsed(resource, entry);
         preconditions(resource, &old, options)?;
         let mut warnings = Vec::new();
-        let mut scratch = old.clone();
+        let mut object = old.clone();
         let mut review = admission::Review {
             api: self,
             request,
             resource,
-            object: &mut scratch,
+            object: &mut object,
             old: Some(&old),
             warnings: &mut warnings,
         };
         admission::validate(&mut review).await?;
-        let step = decide(resource, &mut old, options, self.clock.now());
-        Ok((step, list::parsed(resource, entry)))
+        let step = decide(resource, object, &old, options, self.clock.now());
+        Ok((step, old))
     }
 
     pub(crate) async fn delete_collection(
@@ -192,37 +192,40 @@ impl Api {
 
 fn decide(
     resource: &Resource,
-    object: &mut Value,
+    mut object: Value,
+    before: &Value,
     options: &DeleteOptions,
     now: jiff::Timestamp,
 ) -> Step {
-    let before = object.clone();
-    hooks::on_ask(resource, object, now);
-    propagate(resource, object, options);
-    let graceful = hooks::grace_s(resource, object, options.grace_s);
+    hooks::on_ask(resource, &mut object, now);
+    propagate(resource, &mut object, options);
+    let graceful = hooks::grace_s(resource, &object, options.grace_s);
     let grace_s = graceful.unwrap_or(0);
-    let deleting = api::meta::deletion_timestamp(object).is_some();
-    let held = api::meta::finalizers(object).next().is_some() || hooks::holds(resource, object);
+    let deleting = api::meta::deletion_timestamp(&object).is_some();
+    let held = api::meta::finalizers(&object).next().is_some() || hooks::holds(resource, &object);
     if deleting {
         let left = object.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
         if grace_s < left {
-            let began = api::meta::deletion_timestamp(object).and_then(api::time::parse);
-            mark(object, began.unwrap_or(now), left, grace_s);
+            let began = api::meta::deletion_timestamp(&object).and_then(api::time::parse);
+            mark(&mut object, began.unwrap_or(now), left, grace_s);
         }
     } else if graceful.is_some() || held {
-        mark(object, now, 0, grace_s);
-        if api::meta::generation(object) > 0 {
-            let generation = api::meta::generation(object) + 1;
-            api::meta::set(object, "generation", generation);
+        mark(&mut object, now, 0, grace_s);
+        if api::meta::generation(&object) > 0 {
+            let generation = api::meta::generation(&object) + 1;
+            api::meta::set(&mut object, "generation", generation);
         }
     }
-    hooks::on_mark(resource, object);
+    hooks::on_mark(resource, &mut object);
     let left = object.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
-    let cut_short = deleting && !held && *object != before && !options.dry_run;
+    let changed = object != *before;
+    let cut_short = deleting && !held && changed && !options.dry_run;
+    // What is stored has no revision.
+    object.remove_at(&["metadata", "resourceVersion"]);
     if !held && left == 0 && !cut_short {
-        return Step::Remove(Box::new(object.clone()));
+        return Step::Remove(Box::new(object));
     }
-    if *object == before { Step::Nothing } else { Step::Mark(Box::new(object.clone())) }
+    if changed { Step::Mark(Box::new(object)) } else { Step::Nothing }
 }
 
 /// Sets when the object is to be gone. `began` is when a grace period of `left` seconds ends.

@@ -107,20 +107,26 @@ impl Api {
         })?;
         let change = |old: Option<&Value>| {
             let old = old.ok_or_else(|| request.not_found())?;
-            let patched = match kind {
-                PatchType::Json => api::patch::json::apply(old.clone(), &patch)?,
-                PatchType::Strategic => {
-                    api::patch::strategic::apply(old.clone(), &patch, &resource.schema)?
-                }
-                PatchType::Merge | PatchType::Apply => {
-                    let mut target = old.clone();
-                    api::patch::merge::apply(&mut target, patch.clone());
-                    target
-                }
+            let patched = || -> Result<Value, ApiError> {
+                Ok(match kind {
+                    PatchType::Json => api::patch::json::apply(old.clone(), &patch)?,
+                    PatchType::Strategic => {
+                        api::patch::strategic::apply(old.clone(), &patch, &resource.schema)?
+                    }
+                    PatchType::Merge | PatchType::Apply => {
+                        let mut target = old.clone();
+                        api::patch::merge::apply(&mut target, patch.clone());
+                        target
+                    }
+                })
             };
-            let shown = patched.clone();
+            // Once more, to be shown as it was before it was read as its kind.
+            let badly = |detail| match patched() {
+                Ok(shown) => patched_badly(&shown, detail),
+                Err(error) => error,
+            };
             let decoded =
-                api::codec::json::conform(patched, &resource.schema).map_err(|error| {
+                api::codec::json::conform(patched()?, &resource.schema).map_err(|error| {
                     let detail = match &error {
                         api::codec::DecodeError::Mismatch { wanted, .. }
                             if kind == PatchType::Strategic =>
@@ -129,12 +135,12 @@ impl Api {
                         }
                         other => other.message(),
                     };
-                    patched_badly(&shown, detail)
+                    badly(detail)
                 })?;
             let mut warnings = Vec::new();
             if options.validation == FieldValidation::Strict && !decoded.strict.is_empty() {
                 let all = decoded.strict.join(", ");
-                return Err(patched_badly(&shown, format!("strict decoding error: {all}")));
+                return Err(badly(format!("strict decoding error: {all}")));
             }
             decode::strictness(&decoded.strict, resource, options.validation, &mut warnings)?;
             let version = api::meta::resource_version(&decoded.value);
@@ -252,7 +258,7 @@ impl Api {
                 let bytes = super::commit::stored_bytes(resource, &object);
                 Committed::Done(Entry::new(&bytes, entry.revision))
             } else {
-                self.swap(resource, &object, old, entry).await?
+                self.swap(resource, object, old, entry).await?
             };
             match committed {
                 Committed::Done(entry) => {
@@ -279,11 +285,11 @@ impl Api {
     async fn swap(
         &self,
         resource: &Resource,
-        object: &Value,
+        mut object: Value,
         old: &Value,
         entry: &Arc<Entry>,
     ) -> Result<Committed, ApiError> {
-        let mut object = object.clone();
+        object.remove_at(&["metadata", "resourceVersion"]);
         if super::delete::released(resource, &object) {
             let claims = hooks::on_delete(self, resource, old);
             let (namespace, name) = (api::meta::namespace(old), api::meta::name(old));
@@ -388,12 +394,7 @@ struct Decided {
 
 /// Whether a write would change nothing. The record of owners keeps its times then.
 fn same(new: &Value, old: &Value) -> bool {
-    let strip = |value: &Value| {
-        let mut value = value.clone();
-        value.remove_at(&["metadata", "resourceVersion"]);
-        value
-    };
-    strip(new) == strip(old)
+    api::meta::same_but(new, old, "resourceVersion")
 }
 
 fn same_kind(object: &mut Value, old: &Value, resource: &Resource) -> Result<(), ApiError> {

@@ -14,7 +14,6 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::entry::Entry;
-use super::etcd::Stored;
 use super::keys;
 
 /// Recent changes kept per resource, for watches that start or go on in the past.
@@ -221,14 +220,13 @@ impl Cache {
         self.lagging.notified().await;
     }
 
-    /// Takes over the whole registry as read at `revision`.
-    pub(crate) fn load(&self, revision: i64, items: &[Stored]) {
+    /// Takes over the whole registry as read at `revision`, by whole keys.
+    pub(crate) fn load(&self, revision: i64, items: Vec<(Vec<u8>, Arc<Entry>)>) {
         let mut by_shelf: HashMap<String, BTreeMap<CompactString, Arc<Entry>>> = HashMap::new();
-        for item in items {
-            if let Some((prefix, key)) =
-                std::str::from_utf8(&item.key).ok().and_then(|k| self.place(k))
+        for (key, entry) in items {
+            if let Some((prefix, key)) = std::str::from_utf8(&key).ok().and_then(|k| self.place(k))
             {
-                by_shelf.entry(prefix.to_owned()).or_default().insert(key.into(), Entry::of(item));
+                by_shelf.entry(prefix.to_owned()).or_default().insert(key.into(), entry);
             }
         }
         for prefix in by_shelf.keys() {
@@ -305,7 +303,7 @@ mod tests {
     #[test]
     fn changes_are_read_from_any_revision_still_kept() {
         let cache = cache();
-        cache.load(5, &[]);
+        cache.load(5, Vec::new());
         cache.apply(&[raw(6, "/registry/pods/ns/a", Some(r#"{"metadata":{}}"#))], 6);
         cache.apply(&[raw(8, "/registry/pods/ns/a", None)], 8);
         let shelf = cache.shelf("pods");
@@ -322,7 +320,7 @@ mod tests {
     #[test]
     fn the_changes_of_one_revision_are_never_split() {
         let cache = cache();
-        cache.load(1, &[]);
+        cache.load(1, Vec::new());
         let same: Vec<Raw> = (0..3)
             .map(|i| raw(2, &format!("/registry/pods/ns/{i}"), Some(r#"{"metadata":{}}"#)))
             .collect();

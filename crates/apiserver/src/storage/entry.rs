@@ -34,9 +34,12 @@ impl Entry {
 
     /// The same object under another revision: the last state of one that was deleted then.
     pub(crate) fn at(&self, revision: i64) -> Arc<Self> {
-        let mut value = self.parse();
-        value.set_at(&["metadata", "resourceVersion"], revision.to_string());
-        Arc::new(Self { revision, bytes: value.to_bytes().into(), labels: OnceLock::new() })
+        let bytes = respliced(&self.bytes, revision).unwrap_or_else(|| {
+            let mut value = self.parse();
+            value.set_at(&["metadata", "resourceVersion"], revision.to_string());
+            value.to_bytes().into()
+        });
+        Arc::new(Self { revision, bytes, labels: OnceLock::new() })
     }
 
     /// The object as a tree, parsed anew. An object that does not parse, which nothing of ours
@@ -68,6 +71,16 @@ pub(crate) fn splice_revision(json: &[u8], revision: i64) -> Bytes {
     }
     out.extend_from_slice(&json[brace + 1..]);
     out.into()
+}
+
+/// The same bytes with another revision where [`splice_revision`] has put one; none if it is not there.
+fn respliced(json: &[u8], revision: i64) -> Option<Bytes> {
+    const MEMBER: &[u8] = b"\"resourceVersion\":\"";
+    let from = metadata_brace(json)? + 1;
+    let rest = json[from..].strip_prefix(MEMBER)?;
+    let end = rest.iter().position(|b| *b == b'"')?;
+    let mut number = itoa::Buffer::new();
+    Some([&json[..from], MEMBER, number.format(revision).as_bytes(), &rest[end..]].concat().into())
 }
 
 /// The position of the `{` that opens the top-level member `metadata`.
@@ -123,6 +136,15 @@ mod tests {
             spliced(r#"{"data":{"metadata":{"x":"\"}"}},"kind":"K","metadata":{"name":"a"}}"#),
             r#"{"data":{"metadata":{"x":"\"}"}},"kind":"K","metadata":{"resourceVersion":"42","name":"a"}}"#
         );
+    }
+
+    #[test]
+    fn the_last_state_of_a_deleted_object_has_the_revision_of_its_end() {
+        let entry = |json: &str| Entry::new(json.as_bytes(), 7).at(1234);
+        let last = entry(r#"{"data":{"resourceVersion":"7"},"metadata":{"name":"a"}}"#);
+        let want =
+            r#"{"data":{"resourceVersion":"7"},"metadata":{"resourceVersion":"1234","name":"a"}}"#;
+        assert_eq!((last.revision, last.bytes.as_ref()), (1234, want.as_bytes()));
     }
 
     #[test]

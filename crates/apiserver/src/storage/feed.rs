@@ -14,11 +14,12 @@ use wire::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest}
 use wire::mvccpb::event::EventType;
 
 use super::cache::{Cache, Raw};
+use super::entry::Entry;
 use super::etcd::{Etcd, StoreError};
 use super::keys;
 
 /// Objects read from the store at once when the cache is filled.
-const LOAD_PAGE_ITEMS: i64 = 5000;
+const LOAD_PAGE_ITEMS: i64 = 1000;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
@@ -124,13 +125,12 @@ async fn load(etcd: &Etcd, cache: &Cache) -> Result<i64, StoreError> {
     loop {
         let page = etcd.page(start.clone(), end.clone(), LOAD_PAGE_ITEMS, revision).await?;
         revision = page.revision;
-        items.extend(page.items);
-        let Some(last) = items.last().filter(|_| page.more) else { break };
-        let mut next = last.key.to_vec();
-        next.push(0);
-        start = next.into();
+        // Copies, so that no page stays in memory as a whole.
+        items.extend(page.items.iter().map(|item| (item.key.to_vec(), Entry::of(item))));
+        let Some((last, _)) = items.last().filter(|_| page.more) else { break };
+        start = [last.as_slice(), &[0]].concat().into();
     }
-    cache.load(revision, &items);
+    cache.load(revision, items);
     Ok(revision)
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use wire::etcdserverpb::alarm_request::AlarmAction;
+use wire::etcdserverpb::downgrade_request::DowngradeAction;
 use wire::etcdserverpb::maintenance_server::Maintenance;
 use wire::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
@@ -27,6 +28,8 @@ use crate::engine::Ask;
 use crate::mvcc::{Error, Mvcc, Op, Reply, range};
 use crate::replica::{Input, Refusal};
 
+/// The only version that etcd would go back to from [`VERSION`].
+const ONE_BEFORE: (u64, u64) = (3, 5);
 /// Parts of a snapshot that may wait for a slow client.
 const PARTS_MAX: usize = 16;
 /// How long one may wait: nothing that the state has forgotten leaves the disk meanwhile.
@@ -40,6 +43,7 @@ impl Maintenance for Services {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
+        self.votes()?;
         let by = self.by(&request).await?;
         let request = request.into_inner();
         if request.action() == AlarmAction::Get {
@@ -98,12 +102,14 @@ impl Maintenance for Services {
         &self,
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.votes()?;
         self.admin(request).await?;
         // The state's files are cleaned as they are written: there is nothing to do by hand.
         Ok(Response::new(DefragmentResponse { header: Some(self.engine.header_now()) }))
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.votes()?;
         self.admin(request).await?;
         let (hash, revision, _) = hash(self, 0).await?;
         let header = Some(self.engine.header(revision));
@@ -114,6 +120,7 @@ impl Maintenance for Services {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        self.votes()?;
         let asked = self.admin(request).await?.revision;
         let (hash, revision, compact_revision) = hash(self, asked).await?;
         Ok(Response::new(HashKvResponse {
@@ -151,6 +158,7 @@ impl Maintenance for Services {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        self.votes()?;
         let target = self.admin(request).await?.target_id;
         let engine = &self.engine;
         let leader = || engine.leader.load(Ordering::Relaxed);
@@ -177,9 +185,33 @@ impl Maintenance for Services {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        self.admin(request).await?;
-        Err(Status::failed_precondition("etcdserver: no downgrade is possible from this version"))
+        self.votes()?;
+        let request = self.admin(request).await?;
+        self.engine.turn().await?;
+        downgrade(&request)?;
+        let header = Some(self.engine.header_now());
+        Ok(Response::new(DowngradeResponse { header, version: VERSION.to_owned() }))
     }
+}
+
+/// Checks a downgrade as etcd does. None is ever begun: no older version of this store speaks another protocol.
+fn downgrade(request: &DowngradeRequest) -> Result<(), Status> {
+    if request.action() == DowngradeAction::Cancel {
+        return Err(Status::failed_precondition("etcdserver: no inflight downgrade job"));
+    }
+    let mut numbers = request.version.split('.').map(str::parse::<u64>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        let words = "etcdserver: wrong downgrade target version format";
+        return Err(Status::invalid_argument(words));
+    };
+    if (major, minor) != ONE_BEFORE {
+        return Err(Status::invalid_argument("etcdserver: invalid downgrade target version"));
+    }
+    if request.action() == DowngradeAction::Enable {
+        let words = "etcdserver: this store has no older version to go back to";
+        return Err(Status::failed_precondition(words));
+    }
+    Ok(())
 }
 
 /// Gives a part to the client, which may be slow, but not while a leader waits to replace what is read.
@@ -258,6 +290,24 @@ mod tests {
 
     fn part(remaining_bytes: u64) -> backup::Part {
         backup::Part { blob: Bytes::from_static(b"x"), remaining_bytes }
+    }
+
+    #[test]
+    fn a_downgrade_is_checked_and_never_begun() {
+        for (action, version, words) in [
+            (DowngradeAction::Validate, "3.5.0", None),
+            (DowngradeAction::Validate, "3.5", None),
+            (DowngradeAction::Validate, "3.4.0", Some("invalid downgrade target version")),
+            (DowngradeAction::Validate, "x", Some("wrong downgrade target version format")),
+            (DowngradeAction::Enable, "3.5.0", Some("no older version")),
+            (DowngradeAction::Enable, "3.6.0", Some("invalid downgrade target version")),
+            (DowngradeAction::Cancel, "", Some("no inflight downgrade job")),
+        ] {
+            let request = DowngradeRequest { action: action.into(), version: version.into() };
+            let refused = downgrade(&request).err().map(|status| status.message().to_owned());
+            assert_eq!(refused.is_some(), words.is_some(), "{request:?}");
+            assert!(refused.is_none_or(|text| text.contains(words.unwrap_or(""))), "{request:?}");
+        }
     }
 
     #[tokio::test]
