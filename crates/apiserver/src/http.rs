@@ -135,7 +135,14 @@ async fn perform(
     query: &Query,
     accept: Option<&str>,
 ) -> Result<HttpResponse, ApiError> {
-    let ask = Attributes { verb, ..request.attributes() };
+    // One object is meant where a selector says so by name.
+    let selector = query.text("fieldSelector");
+    let pinned = matches!(verb, "list" | "watch" | "deletecollection")
+        .then(|| api::selector::FieldSelector::parse(&selector).ok())
+        .flatten();
+    let pinned = pinned.as_ref().and_then(|fields| fields.pinned("metadata.name"));
+    let mut ask = Attributes { verb, ..request.attributes() };
+    ask.name = if ask.name.is_empty() { pinned.unwrap_or("") } else { ask.name };
     api.authorizer.check(&request.user, &ask)?;
     let accepted = negotiate::accept(accept)?;
     let mut room = api.bodies.room();

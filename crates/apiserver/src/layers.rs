@@ -2,4 +2,5 @@
 
 pub(crate) mod authenticate;
 pub(crate) mod authorize;
+mod node;
 pub(crate) mod rbac;

@@ -29,19 +29,7 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     if let Some(spec) = asked.get_mut("spec") {
         spec.default_to("expirationSeconds", LIFE_DEFAULT_S);
     }
-    if let Some(node) = request.user.node() {
-        let name = asked["spec"]["boundObjectRef"]["name"].text().to_owned();
-        let pods = api.resource("", "v1", "pods");
-        let pod = api.find(&pods, &request.namespace, &name).await?.map(|entry| entry.parse());
-        node_restriction::token(&asked, pod.as_ref(), node).map_err(|message| {
-            ApiError::Forbidden {
-                resource: request.resource.resource_name(),
-                name: request.name.clone(),
-                message,
-                causes: Vec::new(),
-            }
-        })?;
-    }
+    allow_node(api, request, &asked).await?;
     let now = api.clock.now();
     let writer = api::patch::apply::Writer { manager: &options.manager, subresource: "token", now };
     api::patch::apply::track_update(None, &mut asked, &row(api), writer);
@@ -88,6 +76,22 @@ pub(crate) async fn create(api: &Api, request: &Request) -> Result<Outcome, ApiE
     let kind = Some(("authentication.k8s.io".to_owned(), "TokenRequest".to_owned()));
     let object = Object { json: asked.to_bytes().into(), kind };
     Ok(Outcome::Object { object, created: true, warnings })
+}
+
+/// A node asks for tokens of the pods that run on it, and for no others.
+async fn allow_node(api: &Api, request: &Request, asked: &Value) -> Result<(), ApiError> {
+    let Some(node) = request.user.node() else {
+        return Ok(());
+    };
+    let name = asked["spec"]["boundObjectRef"]["name"].text().to_owned();
+    let pods = api.resource("", "v1", "pods");
+    let pod = api.find(&pods, &request.namespace, &name).await?.map(|entry| entry.parse());
+    node_restriction::token(asked, pod.as_ref(), node).map_err(|message| ApiError::Forbidden {
+        resource: request.resource.resource_name(),
+        name: request.name.clone(),
+        message,
+        causes: Vec::new(),
+    })
 }
 
 /// Whom the token is for: those asked for, or ourselves.

@@ -76,68 +76,15 @@ impl Authorizer {
         if self.allows(user, ask) { Ok(()) } else { Err(forbidden(user, ask)) }
     }
 
-    /// What a node may do beyond its role: read what the pods on it mention.
+    /// What a node may do: what its pods' needs say, else what its role says.
     fn node_allows(&self, node: &str, ask: &Attributes<'_>) -> bool {
-        let own = matches!(ask.resource, "secrets" | "configmaps" | "persistentvolumeclaims")
-            || (ask.resource == "serviceaccounts" && ask.subresource == "token");
-        if own && ask.group.is_empty() {
-            return !ask.name.is_empty()
-                && matches!(ask.verb, "get" | "list" | "watch" | "create")
-                && self.pods_of(node, ask.namespace).iter().any(|pod| mentions(pod, ask));
+        if let Some(decided) = super::node::decide(&self.cache, node, ask) {
+            return decided;
         }
         self.with_policy(|policy| {
             let rules = policy.role("", "system:node").unwrap_or_default();
             rules.iter().any(|rule| rule.allows(ask))
         })
-    }
-
-    fn pods_of(&self, node: &str, namespace: &str) -> Vec<Value> {
-        let pods = self.cache.shelf("pods").list(&format!("{namespace}/"), "");
-        let needle = format!("\"nodeName\":\"{node}\"");
-        let likely =
-            |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
-        pods.into_iter()
-            .filter(|(_, entry)| likely(&entry.bytes))
-            .map(|(_, entry)| entry.parse())
-            .filter(|pod| pod.str_at(&["spec", "nodeName"]) == Some(node))
-            .collect()
-    }
-}
-
-/// Whether a pod refers to the object that is asked for.
-fn mentions(pod: &Value, ask: &Attributes<'_>) -> bool {
-    if ask.resource == "serviceaccounts" {
-        return pod.str_at(&["spec", "serviceAccountName"]) == Some(ask.name);
-    }
-    let Some(spec) = pod.get("spec") else { return false };
-    let keys: &[(&str, &str)] = match ask.resource {
-        "secrets" => &[
-            ("secretRef", "name"),
-            ("secretKeyRef", "name"),
-            ("secret", "secretName"),
-            ("secret", "name"),
-            ("imagePullSecrets", "name"),
-        ],
-        "configmaps" => {
-            &[("configMapRef", "name"), ("configMapKeyRef", "name"), ("configMap", "name")]
-        }
-        _ => &[("persistentVolumeClaim", "claimName")],
-    };
-    refers(spec, keys, ask.name)
-}
-
-fn refers(value: &Value, keys: &[(&str, &str)], name: &str) -> bool {
-    match value {
-        Value::Array(items) => items.iter().any(|item| refers(item, keys, name)),
-        Value::Object(map) => map.iter().any(|(key, inner)| {
-            let named = |v: &Value| {
-                keys.iter().any(|(k, field)| *k == key && v.str_at(&[field]) == Some(name))
-            };
-            named(inner)
-                || inner.as_array().is_some_and(|items| items.iter().any(named))
-                || refers(inner, keys, name)
-        }),
-        _ => false,
     }
 }
 
