@@ -47,9 +47,12 @@ pub(crate) async fn serve(
     ctx: daemon::Context,
     request: HttpRequest<HttpBody>,
 ) -> Result<HttpResponse, Infallible> {
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
     let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let result = answer(&api, &ctx, &mut parts, body, accept.as_deref()).await;
+    let result = answer(&api, &ctx, &mut parts, &mut body, accept.as_deref()).await;
+    if result.is_err() && !parts.headers.contains_key(header::EXPECT) {
+        body::skip(body).await;
+    }
     Ok(result.unwrap_or_else(|error| render::error(&error, accept.as_deref())))
 }
 
@@ -57,7 +60,7 @@ async fn answer(
     api: &Arc<Api>,
     ctx: &daemon::Context,
     parts: &mut Parts,
-    body: HttpBody,
+    body: &mut HttpBody,
     accept: Option<&str>,
 ) -> Result<HttpResponse, ApiError> {
     let user = api.authenticator.user(parts)?;
@@ -89,7 +92,7 @@ async fn resource(
     api: &Arc<Api>,
     ctx: &daemon::Context,
     parts: &mut Parts,
-    body: HttpBody,
+    body: &mut HttpBody,
     user: Arc<auth::User>,
     path: ResourcePath,
     accept: Option<&str>,
@@ -112,7 +115,8 @@ async fn resource(
     };
     if streams::is_stream(&request) {
         let api = api.clone();
-        return streams::answer(api, ctx, parts, body, request, &path, &query).await;
+        return streams::answer(api, ctx, parts, std::mem::take(body), request, &path, &query)
+            .await;
     }
     let verb = verb_of(&method, &path, &query).ok_or(ApiError::MethodNotAllowed)?;
     let began = api.clock.monotonic();
@@ -129,7 +133,7 @@ async fn perform(
     api: &Arc<Api>,
     ctx: &daemon::Context,
     parts: &Parts,
-    body: HttpBody,
+    body: &mut HttpBody,
     request: &mut Request,
     verb: &'static str,
     query: &Query,
@@ -196,7 +200,7 @@ fn verb_of(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'stat
 async fn action(
     verb: &str,
     parts: &Parts,
-    body: HttpBody,
+    body: &mut HttpBody,
     room: &mut Room<'_>,
     query: &Query,
 ) -> Result<Action, ApiError> {
@@ -208,12 +212,18 @@ async fn action(
         "create" => {
             let options = write_options(parts, query)?;
             let format = negotiate::content(content)?;
-            Action::Create { body: Body { bytes: room.read(body).await?, format }, options }
+            Action::Create {
+                body: Body { bytes: room.read(std::mem::take(body)).await?, format },
+                options,
+            }
         }
         "update" => {
             let options = write_options(parts, query)?;
             let format = negotiate::content(content)?;
-            Action::Update { body: Body { bytes: room.read(body).await?, format }, options }
+            Action::Update {
+                body: Body { bytes: room.read(std::mem::take(body)).await?, format },
+                options,
+            }
         }
         "patch" => {
             let (kind, format) = negotiate::patch(content)?;
@@ -227,13 +237,15 @@ async fn action(
                 errors.forbidden("force", "may not be specified for non-apply patch");
                 return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", errors));
             }
-            let bytes = room.read(body).await?;
+            let bytes = room.read(std::mem::take(body)).await?;
             Action::Patch { kind, body: Body { bytes, format }, force, options }
         }
-        "delete" => Action::Delete(delete_options(query, room.read(body).await?, content)?),
+        "delete" => {
+            Action::Delete(delete_options(query, room.read(std::mem::take(body)).await?, content)?)
+        }
         "deletecollection" => Action::DeleteCollection {
             list: list_options(query)?,
-            options: delete_options(query, room.read(body).await?, content)?,
+            options: delete_options(query, room.read(std::mem::take(body)).await?, content)?,
         },
         _ => return Err(ApiError::MethodNotAllowed),
     })

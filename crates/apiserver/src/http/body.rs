@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::error::ApiError;
 use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -21,6 +22,9 @@ const BODIES_KIB_MAX: usize = 64 << 10;
 /// keep no small ones out.
 const BEGINNINGS_KIB_MAX: usize = BODIES_KIB_MAX / 2;
 const BEGINNING_BYTES: usize = 64 << 10;
+/// What is still read of a body that nobody wants, and for how long.
+const SKIPPED_BYTES_MAX: usize = 256 << 10;
+const SKIP_TIMEOUT: Duration = Duration::from_secs(1);
 /// When a client that found no room may come again.
 const RETRY_S: u32 = 1;
 
@@ -54,6 +58,18 @@ impl Bodies {
     pub(super) fn room(&self) -> Room<'_> {
         Room { all: self, beginning: None, rest: None, bytes: 0 }
     }
+}
+
+/// Reads away the body of a request that is refused without it. A connection with an unread body is closed after the
+/// answer, and a client that sends its next request on it finds it gone.
+pub(super) async fn skip(body: HttpBody) {
+    if body.is_end_stream() {
+        return;
+    }
+    let mut body = Limited::new(body, SKIPPED_BYTES_MAX);
+    let skipped = async { while let Some(Ok(_)) = body.frame().await {} };
+    // One that is too long or too slow does lose its connection.
+    let _ = tokio::time::timeout(SKIP_TIMEOUT, skipped).await;
 }
 
 impl Room<'_> {
