@@ -9,7 +9,7 @@ use crate::object::Value;
 pub const SELECTOR_BYTES_MAX: usize = 256 * 1024;
 
 /// How one requirement compares.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Value is one of these.
     In(Vec<String>),
@@ -26,7 +26,7 @@ pub enum Op {
 }
 
 /// One requirement on a label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// Label key.
     pub key: String,
@@ -49,7 +49,7 @@ impl Requirement {
 }
 
 /// A label selector: all requirements must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSelector {
     /// Requirements, by key.
     pub requirements: Vec<Requirement>,

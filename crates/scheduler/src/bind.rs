@@ -1,32 +1,29 @@
-//! The shell around the decision: hears of pods and nodes, places what waits, binds in batches.
+//! The shell around the decision: hears of pods and nodes, places what waits, binds in batches, and makes room.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::act::reference;
+use client::transport::{Delete, status_patch};
 use client::{Cache, Client, Key, Kind, Recorder};
 use daemon::Context;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wire::apiserver as pb;
 
-use crate::place::{Placement, place};
-use crate::queue::Queue;
-use crate::snapshot::Snapshot;
+use crate::ask::Ask;
+use crate::place::{Nowhere, Placement};
+use crate::preempt::Preemption;
+use crate::world::World;
 
 /// Pods placed and bound in one go.
 const BATCH_PODS: usize = 500;
 /// How long the loop sleeps when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
-
-#[derive(Default)]
-struct World {
-    snapshot: Snapshot,
-    queue: Queue,
-}
 
 /// What the listeners and the loop share.
 struct Shared {
@@ -36,80 +33,57 @@ struct Shared {
     ctx: Context,
 }
 
-fn node_of(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
-}
-
-fn ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
 impl Shared {
-    /// Whether the pod waits for us.
-    fn waits(&self, pod: &Pod) -> bool {
-        let spec = pod.spec.as_ref();
-        node_of(pod).is_empty()
-            && !ended(pod)
-            && pod.metadata.deletion_timestamp.is_none()
-            && spec.and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler")
-                == self.name
-            && spec.and_then(|s| s.scheduling_gates.as_ref()).is_none_or(Vec::is_empty)
-    }
-
-    fn pod_changed(&self, key: &Key, old: Option<&Pod>, new: Option<&Pod>) {
+    /// Tells the world of something, and wakes the loop.
+    fn hear(&self, news: impl FnOnce(&mut World, Duration)) {
         let now = self.ctx.clock.monotonic();
-        let mut world = self.world.lock();
-        match new {
-            Some(pod) if self.waits(pod) => {
-                // A change of status alone, our own FailedScheduling for one, is no reason to try again.
-                if old.is_none_or(|old| {
-                    old.spec != pod.spec || old.metadata.labels != pod.metadata.labels
-                }) {
-                    let created = pod.metadata.creation_timestamp.as_ref();
-                    let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
-                    world.queue.add(key, priority, created.map_or(0, |t| t.0.as_second()));
-                }
-            }
-            Some(pod) if !node_of(pod).is_empty() && !ended(pod) => {
-                world.queue.remove(key);
-                if old.is_none_or(|old| node_of(old).is_empty() || old.spec != pod.spec) {
-                    world.snapshot.place(pod, node_of(pod));
-                }
-            }
-            _ => {
-                world.queue.remove(key);
-                world.snapshot.forget(key);
-                world.queue.something_changed(now);
-            }
-        }
-        drop(world);
+        news(&mut self.world.lock(), now);
         self.woken.notify_one();
     }
+}
 
-    fn node_changed(&self, key: &Key, old: Option<&Node>, new: Option<&Arc<Node>>) {
-        let now = self.ctx.clock.monotonic();
-        let mut world = self.world.lock();
-        match new {
-            None => world.snapshot.remove_node(&key.name),
-            Some(node) => {
-                // Heartbeats change nothing that a pod could wait for.
-                let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
-                let same = old.is_some_and(|old| {
-                    old.spec == node.spec
-                        && old.metadata.labels == node.metadata.labels
-                        && allocatable(old) == allocatable(node)
-                });
-                if same {
-                    return;
-                }
-                world.snapshot.put_node(node.clone());
-                world.queue.something_changed(now);
-            }
+fn listen(cache: &Cache, shared: &Arc<Shared>) {
+    let listener = shared.clone();
+    cache.on_change::<Pod>(move |change| {
+        let (old, new) = (change.old_as::<Pod>(), change.new_as::<Pod>());
+        listener.hear(|world, now| world.pod_changed(change.key, old, new, now));
+    });
+    let (listener, nodes) = (shared.clone(), cache.clone());
+    cache.on_change::<Node>(move |change| {
+        let new = change.new_as::<Node>().map(|_| nodes.at::<Node>(change.key));
+        let new = new.flatten().or_else(|| change.new_as::<Node>().cloned().map(Arc::new));
+        let old = change.old_as::<Node>();
+        listener.hear(|world, now| world.node_changed(change.key, old, new.as_ref(), now));
+    });
+    let listener = shared.clone();
+    cache.on_change::<Namespace>(move |change| {
+        let new = change.new_as::<Namespace>();
+        listener.hear(|world, now| world.namespace_changed(change.key, new, now));
+    });
+    let listener = shared.clone();
+    cache.on_change::<PodDisruptionBudget>(move |change| {
+        let new = change.new_as::<PodDisruptionBudget>();
+        listener.hear(|world, _| world.budget_changed(change.key, new));
+    });
+}
+
+/// Tells of all that came before the listeners were there; what comes twice counts once.
+fn catch_up(cache: &Cache, shared: &Shared) {
+    shared.hear(|world, now| {
+        for namespace in cache.list::<Namespace>() {
+            let key = Key::of(&namespace.metadata);
+            world.namespace_changed(&key, Some(&namespace), now);
         }
-        drop(world);
-        self.woken.notify_one();
-    }
+        for budget in cache.list::<PodDisruptionBudget>() {
+            world.budget_changed(&Key::of(&budget.metadata), Some(&budget));
+        }
+        for node in cache.list::<Node>() {
+            world.node_changed(&Key::of(&node.metadata), None, Some(&node), now);
+        }
+        for pod in cache.list::<Pod>() {
+            world.pod_changed(&Key::of(&pod.metadata), None, Some(&pod), now);
+        }
+    });
 }
 
 /// Schedules until `leading` ends.
@@ -121,29 +95,14 @@ pub async fn run(
     ctx: Context,
     leading: CancellationToken,
 ) {
-    let shared =
-        Arc::new(Shared { world: Mutex::default(), woken: Notify::new(), name, ctx: ctx.clone() });
-    let listener = shared.clone();
-    cache.on_change::<Pod>(move |change| {
-        listener.pod_changed(change.key, change.old_as::<Pod>(), change.new_as::<Pod>());
-    });
-    let (listener, nodes) = (shared.clone(), cache.clone());
-    cache.on_change::<Node>(move |change| {
-        let new = change.new_as::<Node>().map(|_| nodes.at::<Node>(change.key));
-        let new = new.flatten().or_else(|| change.new_as::<Node>().cloned().map(Arc::new));
-        listener.node_changed(change.key, change.old_as::<Node>(), new.as_ref());
-    });
+    let world = Mutex::new(World::new(&name));
+    let shared = Arc::new(Shared { world, woken: Notify::new(), name, ctx: ctx.clone() });
+    listen(&cache, &shared);
     tokio::select! {
         () = leading.cancelled() => return,
         () = cache.synced() => {}
     }
-    // What came before the listeners were there; what came twice counts once.
-    for node in cache.list::<Node>() {
-        shared.node_changed(&Key::of(&node.metadata), None, Some(&node));
-    }
-    for pod in cache.list::<Pod>() {
-        shared.pod_changed(&Key::of(&pod.metadata), None, Some(&pod));
-    }
+    catch_up(&cache, &shared);
     tracing::info!("scheduler started");
     while !leading.is_cancelled() {
         let now = ctx.clock.monotonic();
@@ -158,42 +117,39 @@ pub async fn run(
             }
             continue;
         }
-        let pods: Vec<Arc<Pod>> = keys
-            .iter()
-            .filter_map(|key| cache.at::<Pod>(key))
-            .filter(|pod| shared.waits(pod))
-            .collect();
-        round(&client, &events, &shared, pods).await;
-    }
-}
-
-/// Places a batch of pods and binds those that have a place.
-async fn round(client: &Client, events: &Recorder, shared: &Shared, pods: Vec<Arc<Pod>>) {
-    let (mut placed, mut refused) = (Vec::new(), Vec::new());
-    {
-        let mut world = shared.world.lock();
-        for pod in pods {
-            match place(&pod, &world.snapshot) {
-                Placement::Node(node) => {
-                    // Counts at once, so that the next pod of the batch sees it.
-                    world.snapshot.place(&pod, &node);
-                    placed.push((pod, node));
-                }
-                Placement::Nowhere(why) => refused.push((pod, why)),
+        let decided = {
+            let mut world = shared.world.lock();
+            let pods = keys.iter().filter_map(|key| cache.at::<Pod>(key));
+            let pods = pods.filter(|pod| world.waits(pod)).collect();
+            world.decide(pods)
+        };
+        let (mut placed, mut refused) = (Vec::new(), Vec::new());
+        for (ask, pod, placement) in decided {
+            match placement {
+                Placement::Node(node) => placed.push((ask, pod, node)),
+                Placement::Nowhere(why) => refused.push((ask, pod, why)),
             }
         }
+        tokio::join!(
+            bind(&client, &events, &shared, &placed),
+            refuse(&client, &cache, &events, &shared, &refused)
+        );
     }
-    tokio::join!(bind(client, events, shared, &placed), refuse(client, events, shared, &refused));
 }
 
-async fn bind(client: &Client, events: &Recorder, shared: &Shared, placed: &[(Arc<Pod>, String)]) {
+async fn bind(
+    client: &Client,
+    events: &Recorder,
+    shared: &Shared,
+    placed: &[(Ask, Arc<Pod>, String)],
+) {
     if placed.is_empty() {
         return;
     }
-    let item = |(pod, node): &(Arc<Pod>, String)| pb::Binding {
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
+    let item = |(ask, _, node): &(Ask, Arc<Pod>, String)| pb::Binding {
+        namespace: ask.key.namespace.clone(),
+        name: ask.key.name.clone(),
+        uid: ask.uid.clone(),
         node: node.clone(),
     };
     let results = client.bind(placed.iter().map(item).collect()).await;
@@ -204,16 +160,15 @@ async fn bind(client: &Client, events: &Recorder, shared: &Shared, placed: &[(Ar
         Err(error) => {
             tracing::info!(%error, "batch was not bound, trying again");
             let mut world = shared.world.lock();
-            for (pod, _) in placed {
-                let key = Key::of(&pod.metadata);
-                world.snapshot.forget(&key);
-                world.queue.refuse(&key, now, true);
+            for (ask, _, _) in placed {
+                world.snapshot.forget(&ask.key);
+                world.queue.fail(&ask.key, now);
             }
             return;
         }
     }
-    for ((pod, node), error) in placed.iter().zip(each) {
-        let key = Key::of(&pod.metadata);
+    for ((ask, pod, node), error) in placed.iter().zip(each) {
+        let key = &ask.key;
         match error {
             None => {
                 let message = format!("Successfully assigned {key} to {node}");
@@ -222,60 +177,119 @@ async fn bind(client: &Client, events: &Recorder, shared: &Shared, placed: &[(Ar
             Some(error) => {
                 tracing::info!(%key, node, %error, "pod was not bound");
                 let mut world = shared.world.lock();
-                world.snapshot.forget(&key);
+                world.snapshot.forget(key);
                 if !error.is_not_found() {
-                    world.queue.refuse(&key, now, true);
+                    world.queue.fail(key, now);
                 }
             }
         }
     }
 }
 
-/// Says why pods have no place.
+/// Says why pods have no place, and makes room for those that others have to yield to.
 async fn refuse(
     client: &Client,
+    cache: &Cache,
     events: &Recorder,
     shared: &Shared,
-    refused: &[(Arc<Pod>, String)],
+    refused: &[(Ask, Arc<Pod>, Nowhere)],
 ) {
     let now = shared.ctx.clock.monotonic();
     let at = shared.ctx.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let mut patches = Vec::new();
-    for (pod, why) in refused {
-        let key = Key::of(&pod.metadata);
-        shared.world.lock().queue.refuse(&key, now, false);
-        events.record(reference(&**pod), "Warning", "FailedScheduling", why.clone());
-        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        let old = conditions.into_iter().find(|c| c.type_ == "PodScheduled");
-        if old.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(why)) {
-            continue;
-        }
-        let since =
-            old.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
-        let since = since.map_or_else(|| json!(at), |t| json!(t));
-        let mut conditions: Vec<serde_json::Value> = pod
-            .status
-            .iter()
-            .flat_map(|s| s.conditions.iter().flatten())
-            .filter(|c| c.type_ != "PodScheduled")
-            .map(|c| json!(c))
-            .collect();
-        conditions.push(json!({
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": "Unschedulable",
-            "message": why,
-            "lastTransitionTime": since,
-        }));
-        let patch = json!({"status": {"conditions": conditions}});
-        let kind = Kind::of::<Pod>();
-        let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        patches.push(client::transport::status_patch(&kind, &key, uid, version, &patch));
+    for (ask, pod, why) in refused {
+        shared.world.lock().queue.refuse(&ask.key, now, why.by);
+        events.record(reference(&**pod), "Warning", "FailedScheduling", why.message.clone());
+        let node = why.preemption.as_ref().map(|p| p.node.as_str());
+        let condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": why.message,
+        });
+        patches.extend(status(pod, condition, node, &at));
     }
     if !patches.is_empty()
         && let Err(error) = client.update_status(patches).await
     {
         tracing::info!(%error, "conditions were not written");
     }
+    for (ask, _, why) in refused {
+        if let Some(preemption) = &why.preemption {
+            evict(client, cache, events, shared, (ask, preemption), &at).await;
+        }
+    }
+}
+
+/// The victims of a pod go.
+async fn evict(
+    client: &Client,
+    cache: &Cache,
+    events: &Recorder,
+    shared: &Shared,
+    (ask, preemption): (&Ask, &Preemption),
+    at: &str,
+) {
+    let victims: Vec<Arc<Pod>> = preemption
+        .victims
+        .iter()
+        .filter_map(|(key, _)| cache.at::<Pod>(key))
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .collect();
+    let message = format!("{}: preempting to accommodate a higher priority pod", shared.name);
+    let condition = json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+        "message": message,
+    });
+    let patches: Vec<_> =
+        victims.iter().filter_map(|pod| status(pod, condition.clone(), None, at)).collect();
+    if let Err(error) = client.update_status(patches).await {
+        tracing::info!(%error, "victims were not told why they go");
+    }
+    for (key, uid) in &preemption.victims {
+        let how = Delete { uid: uid.clone(), ..Delete::default() };
+        match client.delete::<Pod>(&key.namespace, &key.name, how).await {
+            Ok(()) => {
+                tracing::info!(%key, node = preemption.node, for_pod = %ask.key, "pod preempted");
+                if let Some(pod) = victims.iter().find(|p| Key::of(&p.metadata) == *key) {
+                    let message =
+                        format!("Preempted by pod {} on node {}", ask.uid, preemption.node);
+                    events.record(reference(&**pod), "Normal", "Preempted", message);
+                }
+            }
+            Err(error) if error.is_not_found() => {}
+            // The pod is tried again, and finds its victims again.
+            Err(error) => tracing::info!(%key, %error, "pod was not preempted"),
+        }
+    }
+}
+
+/// The patch that sets a condition, and the nominated node if one is given; `None` if both are so already.
+fn status(
+    pod: &Pod,
+    mut condition: Value,
+    nominated: Option<&str>,
+    at: &str,
+) -> Option<pb::StatusPatch> {
+    let conditions = || pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let kind = condition["type"].as_str().unwrap_or_default().to_owned();
+    let old = conditions().find(|c| c.type_ == kind);
+    let same = old.is_some_and(|c| {
+        condition["status"] == c.status && condition["message"].as_str() == c.message.as_deref()
+    });
+    let known = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
+    if same && (nominated.is_none() || nominated == known) {
+        return None;
+    }
+    let since = old.filter(|c| condition["status"] == c.status);
+    let since = since.and_then(|c| c.last_transition_time.clone());
+    condition["lastTransitionTime"] = since.map_or_else(|| json!(at), |t| json!(t));
+    let mut all: Vec<Value> = conditions().filter(|c| c.type_ != kind).map(|c| json!(c)).collect();
+    all.push(condition);
+    let mut status = json!({"conditions": all});
+    if let Some(node) = nominated {
+        status["nominatedNodeName"] = json!(node);
+    }
+    let key = Key::of(&pod.metadata);
+    let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    Some(status_patch(&Kind::of::<Pod>(), &key, uid, version, &json!({"status": status})))
 }

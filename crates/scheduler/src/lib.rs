@@ -1,23 +1,31 @@
 //! Decides which node a pod runs on.
 //!
 //! [`place::place`] is the decision: the nodes that pass all [`filters`], the best of them by [`scores`], seen in a
-//! [`snapshot`] that is kept up to date event by event. [`queue`] says whose turn it is. [`bind`] is the shell: it
-//! places what waits, binds in batches, and says why a pod has no place.
+//! [`snapshot`] that is kept up to date event by event; if there is none, [`preempt`] says who would have to go.
+//! [`mod@ask`] is a pod as all of these see it, [`near`] and [`spread`] are the rules about other pods. [`queue`] says
+//! whose turn it is, [`world`] which news concerns whom. [`bind`] is the shell: it places what waits, binds in
+//! batches, and says why a pod has no place.
 
 use anyhow::Context as _;
 use client::lease::{Election, lead};
 use client::{Cache, Client, Recorder, Select};
 use daemon::{Channel, Context};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use tokio_util::sync::CancellationToken;
 
+pub mod ask;
 pub mod bind;
 mod config;
 pub mod filters;
+pub mod near;
 pub mod place;
+pub mod preempt;
 pub mod queue;
 pub mod scores;
 pub mod snapshot;
+pub mod spread;
+pub mod world;
 
 pub use config::Config;
 
@@ -59,6 +67,8 @@ async fn work(client: Client, name: String, ctx: Context, leading: CancellationT
     let cache = Cache::builder(client.clone())
         .kind::<Node>(Select::all())
         .kind::<Pod>(Select::all())
+        .kind::<Namespace>(Select::all())
+        .kind::<PodDisruptionBudget>(Select::all())
         .start(&inner);
     let events = Recorder::start(client.clone(), &name, "", &inner);
     bind::run(client, cache, events, name, inner, leading).await;

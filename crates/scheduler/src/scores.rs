@@ -1,106 +1,156 @@
-//! Where a pod should run: each score is 0 to 100, the higher the better. Pure.
+//! Where a pod should run: each plugin gives a node 0 to 100, the higher the better, weighed and summed. Pure.
+//!
+//! Plugins, weights and formulas are those of upstream's default profile.
 
-use k8s_openapi::api::core::v1::Pod;
+use crate::ask::Ask;
+use crate::filters::{term_matches, tolerates};
+use crate::near::preferences;
+use crate::snapshot::{NodeState, Snapshot};
+use crate::spread::Spread;
 
-use crate::filters::{node_taints, term_matches, tolerates, tolerations};
-use crate::snapshot::{Amounts, NodeState, owner, requests};
+const MOST: i64 = 100;
+/// Below so much of images on a node nothing is won, for each container …
+const IMAGE_BYTES_MIN: i64 = 23 << 20;
+/// … and above this nothing more.
+const IMAGE_BYTES_MAX: i64 = 1000 << 20;
 
-const MOST: f64 = 100.0;
+/// The plugins that score, and their weights.
+pub const PLUGINS: [(&str, i64); 7] = [
+    ("TaintToleration", 3),
+    ("NodeAffinity", 2),
+    ("PodTopologySpread", 2),
+    ("InterPodAffinity", 2),
+    ("NodeResourcesFit", 1),
+    ("NodeResourcesBalancedAllocation", 1),
+    ("ImageLocality", 1),
+];
 
-/// What scores look at beside the node.
-#[derive(Debug)]
-pub struct Wish<'a> {
-    pod: &'a Pod,
-    requests: Amounts,
-    owner: String,
-    /// Most pods of the same owner on one of the nodes.
-    siblings_max: usize,
-    /// Highest sum of preferred terms that a node fulfils.
-    preferred_max: i64,
-    /// Most untolerated soft taints on one of the nodes.
-    taints_max: usize,
+/// What a node is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Score {
+    /// The node's number.
+    pub node: usize,
+    /// Weighed and summed.
+    pub total: i64,
+    /// By plugin, before it is weighed.
+    pub by: [i64; PLUGINS.len()],
 }
 
-impl<'a> Wish<'a> {
-    /// What `pod` wishes, seen against the nodes that can run it.
-    pub fn new(pod: &'a Pod, nodes: &[&NodeState]) -> Self {
-        let owner = owner(pod);
-        let siblings = |n: &&&NodeState| n.owners.get(&owner).copied().unwrap_or(0);
-        Self {
-            requests: requests(pod),
-            siblings_max: nodes.iter().map(|n| siblings(&n)).max().unwrap_or(0),
-            preferred_max: nodes.iter().map(|n| preferred(pod, n)).max().unwrap_or(0),
-            taints_max: nodes.iter().map(|n| soft_taints(pod, n)).max().unwrap_or(0),
-            owner,
-            pod,
-        }
-    }
-
-    /// How well a node fits; comparable among the nodes given to `new` only.
-    #[must_use]
-    pub fn score(&self, node: &NodeState) -> f64 {
-        // Weights are upstream's.
-        least_allocated(&self.requests, node)
-            + balanced(&self.requests, node)
-            + 2.0 * self.spread(node)
-            + 2.0 * self.preference(node)
-            + 3.0 * self.tolerance(node)
-    }
-
-    fn spread(&self, node: &NodeState) -> f64 {
-        let own = node.owners.get(&self.owner).copied().unwrap_or(0);
-        share(self.siblings_max - own.min(self.siblings_max), self.siblings_max)
-    }
-
-    fn preference(&self, node: &NodeState) -> f64 {
-        let (own, most) = (preferred(self.pod, node), self.preferred_max);
-        #[allow(clippy::cast_precision_loss)] // small sums of weights up to 100
-        if most > 0 { own as f64 / most as f64 * MOST } else { 0.0 }
-    }
-
-    fn tolerance(&self, node: &NodeState) -> f64 {
-        let own = soft_taints(self.pod, node).min(self.taints_max);
-        share(self.taints_max - own, self.taints_max)
-    }
+/// Scores the nodes that can run the pod.
+#[must_use]
+pub fn score(ask: &Ask, snapshot: &Snapshot, nodes: &[usize]) -> Vec<Score> {
+    let each = |of: &dyn Fn(&NodeState) -> i64| -> Vec<i64> {
+        nodes.iter().map(|id| snapshot.node(*id).map_or(0, of)).collect()
+    };
+    let columns = [
+        reversed(each(&|node| soft_taints(ask, node))),
+        share_of_most(each(&|node| preferred(ask, node))),
+        spread(ask, snapshot, nodes),
+        near(ask, snapshot, nodes),
+        each(&|node| least_allocated(ask, node)),
+        each(&|node| balanced(ask, node)),
+        images(ask, snapshot, nodes),
+    ];
+    let row = |(i, node): (usize, &usize)| {
+        let by = std::array::from_fn(|plugin| columns[plugin][i]);
+        let total = PLUGINS.iter().zip(by).map(|((_, weight), score)| weight * score).sum();
+        Score { node: *node, total, by }
+    };
+    nodes.iter().enumerate().map(row).collect()
 }
 
-#[allow(clippy::cast_precision_loss)] // counts of pods and taints
-fn share(part: usize, whole: usize) -> f64 {
-    if whole == 0 { MOST } else { part as f64 / whole as f64 * MOST }
-}
-
-/// The part of a resource that is taken once the pod is there.
-#[allow(clippy::cast_precision_loss)] // a ratio
-fn taken(resource: &str, wanted: &Amounts, node: &NodeState) -> f64 {
-    let most = node.allocatable.of(resource);
-    if most <= 0 {
-        return 1.0;
+/// As parts of the greatest.
+fn share_of_most(mut scores: Vec<i64>) -> Vec<i64> {
+    let most = scores.iter().copied().max().unwrap_or(0);
+    if most > 0 {
+        scores.iter_mut().for_each(|s| *s = *s * MOST / most);
     }
-    let used = node.requested.of(resource) + wanted.of(resource);
-    (used as f64 / most as f64).clamp(0.0, 1.0)
+    scores
 }
 
-fn least_allocated(wanted: &Amounts, node: &NodeState) -> f64 {
-    let (cpu, memory) = (taken("cpu", wanted, node), taken("memory", wanted, node));
-    ((1.0 - cpu) + (1.0 - memory)) / 2.0 * MOST
+/// The fewer the better.
+fn reversed(scores: Vec<i64>) -> Vec<i64> {
+    share_of_most(scores).into_iter().map(|s| MOST - s).collect()
 }
 
-fn balanced(wanted: &Amounts, node: &NodeState) -> f64 {
-    let (cpu, memory) = (taken("cpu", wanted, node), taken("memory", wanted, node));
-    (1.0 - (cpu - memory).abs() / 2.0) * MOST
+fn soft_taints(ask: &Ask, node: &NodeState) -> i64 {
+    let soft = node.taints().iter().filter(|t| t.effect == "PreferNoSchedule");
+    i64::try_from(soft.filter(|t| !tolerates(&ask.tolerations, t)).count()).unwrap_or(MOST)
 }
 
-fn preferred(pod: &Pod, node: &NodeState) -> i64 {
-    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
-    let terms = affinity
-        .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
-    let fulfilled =
-        terms.unwrap_or_default().iter().filter(|t| term_matches(&t.preference, &node.node));
+fn preferred(ask: &Ask, node: &NodeState) -> i64 {
+    let fulfilled = ask.node_preferred.iter().filter(|t| term_matches(&t.preference, &node.node));
     fulfilled.map(|t| i64::from(t.weight)).sum()
 }
 
-fn soft_taints(pod: &Pod, node: &NodeState) -> usize {
-    let soft = node_taints(&node.node).iter().filter(|t| t.effect == "PreferNoSchedule");
-    soft.filter(|t| !tolerates(tolerations(pod), t)).count()
+fn spread(ask: &Ask, snapshot: &Snapshot, nodes: &[usize]) -> Vec<i64> {
+    let Some(weighed) = Spread::count(ask, snapshot, false).weigh(snapshot, nodes) else {
+        return vec![0; nodes.len()];
+    };
+    let known = || weighed.iter().flatten().copied();
+    let (least, most) = (known().min().unwrap_or(0), known().max().unwrap_or(0));
+    let normal = |pods: Option<i64>| match pods {
+        None => 0,
+        Some(_) if most == 0 => MOST,
+        Some(pods) => MOST * (most + least - pods) / most,
+    };
+    weighed.iter().map(|pods| normal(*pods)).collect()
+}
+
+fn near(ask: &Ask, snapshot: &Snapshot, nodes: &[usize]) -> Vec<i64> {
+    let Some(sums) = preferences(ask, snapshot) else { return vec![0; nodes.len()] };
+    let sum = |id: &usize| sums.iter().filter_map(|s| s.at(snapshot, *id)).sum::<i64>();
+    let sums: Vec<i64> = nodes.iter().map(sum).collect();
+    let least = sums.iter().copied().min().unwrap_or(0).min(0);
+    let most = sums.iter().copied().max().unwrap_or(0).max(0);
+    let normal = |sum: i64| if most > least { MOST * (sum - least) / (most - least) } else { 0 };
+    sums.into_iter().map(normal).collect()
+}
+
+/// The free part of CPU and memory once the pod is there.
+fn least_allocated(ask: &Ask, node: &NodeState) -> i64 {
+    let (cpu, memory) = ask.takes.weighed;
+    let rows = [
+        (node.allocatable.cpu, node.weighed.0 + cpu),
+        (node.allocatable.memory, node.weighed.1 + memory),
+    ];
+    let (mut sum, mut weights) = (0, 0);
+    for (most, taken) in rows.into_iter().filter(|(most, _)| *most > 0) {
+        weights += 1;
+        sum += if taken > most { 0 } else { (most - taken).saturating_mul(MOST) / most };
+    }
+    if weights == 0 { 0 } else { sum / weights }
+}
+
+/// How alike the taken parts of CPU and memory are, once the pod is there.
+fn balanced(ask: &Ask, node: &NodeState) -> i64 {
+    let wanted = &ask.takes.amounts;
+    if wanted.cpu == 0 && wanted.memory == 0 {
+        return 0;
+    }
+    #[allow(clippy::cast_precision_loss)] // a ratio
+    let part = |most: i64, taken: i64| {
+        if most <= 0 { 1.0 } else { (taken as f64 / most as f64).clamp(0.0, 1.0) }
+    };
+    let cpu = part(node.allocatable.cpu, node.requested.cpu + wanted.cpu);
+    let memory = part(node.allocatable.memory, node.requested.memory + wanted.memory);
+    #[allow(clippy::cast_possible_truncation)] // 0 to 100
+    let score = ((1.0 - (cpu - memory).abs() / 2.0) * 100.0) as i64;
+    score
+}
+
+/// How much of the pod's images the node has; an image that few nodes have counts less, so that not all pods of it
+/// gather there.
+fn images(ask: &Ask, snapshot: &Snapshot, nodes: &[usize]) -> Vec<i64> {
+    let known: Vec<_> = ask.images.iter().filter_map(|name| snapshot.image(name)).collect();
+    let all = i64::try_from(snapshot.node_count()).unwrap_or(i64::MAX).max(1);
+    let most = IMAGE_BYTES_MAX * i64::try_from(ask.images.len()).unwrap_or(1).max(1);
+    let score = |id: &usize| {
+        let there = known.iter().filter(|image| image.nodes.contains(id));
+        let bytes: i64 = there
+            .map(|i| i.bytes / all * i64::try_from(i.nodes.len()).unwrap_or(all).min(all))
+            .sum();
+        MOST * (bytes.clamp(IMAGE_BYTES_MIN, most) - IMAGE_BYTES_MIN) / (most - IMAGE_BYTES_MIN)
+    };
+    nodes.iter().map(score).collect()
 }

@@ -1,98 +1,17 @@
-//! What the scheduler knows of the nodes: what each has, and what the pods on it take. Pure.
+//! What the scheduler knows: the nodes, what the pods on them take, and which pods are where. Pure.
 //!
-//! Changed pod by pod as events come in; never rebuilt.
+//! Changed object by object as events come in; never rebuilt. Pods that others cannot tell apart are one [`Class`], so
+//! that a rule about other pods is asked once a class and not once a pod; nodes have numbers, and so have the values
+//! of a topology, so that counting by topology is adding to a vector.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use api::quantity::Quantity;
+use api::selector::LabelSelector;
 use client::Key;
-use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 
-/// Amounts by resource name: CPU in thousandths, everything else in units.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Amounts(BTreeMap<String, i64>);
-
-impl Amounts {
-    /// Reads a map of quantities; what cannot be read counts as nothing, since the API server checks them.
-    pub fn read(
-        map: Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>,
-    ) -> Self {
-        let amount = |name: &str, text: &str| {
-            let quantity = Quantity::parse(text);
-            quantity.map_or(0, |q| if name == "cpu" { q.milli_value() } else { q.value() })
-        };
-        let entries = map.into_iter().flatten();
-        Self(entries.map(|(name, q)| (name.clone(), amount(name, &q.0))).collect())
-    }
-
-    /// The amount of one resource.
-    #[must_use]
-    pub fn of(&self, name: &str) -> i64 {
-        self.0.get(name).copied().unwrap_or(0)
-    }
-
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, i64)> {
-        self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
-    }
-
-    fn add(&mut self, other: &Self, sign: i64) {
-        for (name, amount) in &other.0 {
-            let entry = self.0.entry(name.clone()).or_default();
-            *entry = entry.saturating_add(amount * sign);
-        }
-    }
-
-    fn max(&mut self, other: &Self) {
-        for (name, amount) in &other.0 {
-            let entry = self.0.entry(name.clone()).or_default();
-            *entry = (*entry).max(*amount);
-        }
-    }
-}
-
-/// What a pod asks for: the sum of its containers and sidecars, or the most that an init container needs beside the
-/// sidecars started before it, and its overhead (KEP-753).
-#[must_use]
-pub fn requests(pod: &Pod) -> Amounts {
-    let Some(spec) = &pod.spec else { return Amounts::default() };
-    let of = |c: &Container| Amounts::read(c.resources.as_ref().and_then(|r| r.requests.as_ref()));
-    let mut running = Amounts::default();
-    for container in &spec.containers {
-        running.add(&of(container), 1);
-    }
-    let (mut sidecars, mut starting) = (Amounts::default(), Amounts::default());
-    for container in spec.init_containers.iter().flatten() {
-        let own = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars.add(&own, 1);
-            starting.max(&sidecars);
-        } else {
-            let mut needed = own;
-            needed.add(&sidecars, 1);
-            starting.max(&needed);
-        }
-    }
-    running.add(&sidecars, 1);
-    running.max(&starting);
-    running.add(&Amounts::read(spec.overhead.as_ref()), 1);
-    running
-}
-
-/// Host ports as address, protocol and number.
-pub type HostPort = (String, String, i32);
-
-/// The host ports a pod takes.
-pub fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
-    let containers = pod.spec.iter().flat_map(|s| &s.containers);
-    containers.flat_map(|c| c.ports.iter().flatten()).filter_map(|port| {
-        let number = port.host_port.filter(|n| *n > 0)?;
-        let address = port.host_ip.clone().filter(|ip| !ip.is_empty() && ip != "0.0.0.0");
-        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
-        Some((address.unwrap_or_default(), protocol, number))
-    })
-}
+use crate::ask::{Amounts, Ask, HostPort, Namespaces, Shape, Takes};
 
 /// A node and what is taken of it.
 #[derive(Debug, Clone)]
@@ -101,116 +20,429 @@ pub struct NodeState {
     pub node: Arc<Node>,
     /// What pods may take.
     pub allocatable: Amounts,
+    /// How many pods it may have.
+    pub pods_max: usize,
     /// What pods have taken.
     pub requested: Amounts,
-    /// How many pods are on it.
-    pub pods: usize,
-    /// Host ports in use.
-    pub ports: BTreeSet<HostPort>,
-    /// Pods by the owner that made them.
-    pub owners: HashMap<String, usize>,
+    /// CPU and memory taken, as nodes are compared by.
+    pub weighed: (i64, i64),
+    /// Host ports in use, and by how many pods.
+    pub ports: BTreeMap<HostPort, usize>,
+    /// The pods on it.
+    pub pods: Vec<Arc<Placed>>,
 }
 
+impl NodeState {
+    /// The node's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.node.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// One of its labels.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.node.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Its taints.
+    #[must_use]
+    pub fn taints(&self) -> &[Taint] {
+        self.node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
+    }
+
+    fn read(&mut self, node: Arc<Node>) {
+        let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+        self.allocatable = Amounts::read(allocatable);
+        self.pods_max = usize::try_from(self.allocatable.of("pods")).unwrap_or(0);
+        self.node = node;
+    }
+
+    /// A pod is on it from now on.
+    pub fn add(&mut self, pod: Arc<Placed>) {
+        self.count(&pod.takes, 1);
+        for port in &pod.takes.ports {
+            *self.ports.entry(port.clone()).or_default() += 1;
+        }
+        self.pods.push(pod);
+    }
+
+    /// A pod is no longer on it.
+    pub fn remove(&mut self, key: &Key) {
+        let Some(at) = self.pods.iter().position(|p| p.key == *key) else { return };
+        let pod = self.pods.swap_remove(at);
+        self.count(&pod.takes, -1);
+        for port in &pod.takes.ports {
+            if let Some(users) = self.ports.get_mut(port) {
+                *users -= 1;
+                if *users == 0 {
+                    self.ports.remove(port);
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, takes: &Takes, sign: i64) {
+        self.requested.add(&takes.amounts, sign);
+        self.weighed.0 += takes.weighed.0 * sign;
+        self.weighed.1 += takes.weighed.1 * sign;
+    }
+}
+
+/// A pod on a node, bound or about to be.
 #[derive(Debug, Clone)]
-struct Placed {
-    node: String,
-    requests: Amounts,
-    ports: Vec<HostPort>,
-    owner: String,
+pub struct Placed {
+    /// Which pod.
+    pub key: Key,
+    /// Its uid.
+    pub uid: String,
+    /// The node's name.
+    pub node: String,
+    /// What it takes.
+    pub takes: Takes,
+    /// Its class.
+    pub class: usize,
+    /// Its priority.
+    pub priority: i32,
+    /// Since when, in seconds since 1970.
+    pub since_s: i64,
+}
+
+/// Pods of one shape.
+#[derive(Debug)]
+pub struct Class {
+    /// What others see of them.
+    pub shape: Arc<Shape>,
+    /// How many of them are on which node.
+    pub on: HashMap<usize, u32>,
+    /// How many of them are placed, also on nodes that are not known yet.
+    total: usize,
+}
+
+/// The values of one label among the nodes.
+#[derive(Debug, Default)]
+pub struct Topology {
+    /// The label's key.
+    pub key: String,
+    /// By node: the number of its value.
+    pub of: Vec<Option<u32>>,
+    numbers: HashMap<String, u32>,
+}
+
+impl Topology {
+    /// How many values there have been.
+    #[must_use]
+    pub fn domains(&self) -> usize {
+        self.numbers.len()
+    }
+
+    fn read(&mut self, id: usize, value: Option<&str>) {
+        if self.of.len() <= id {
+            self.of.resize(id + 1, None);
+        }
+        self.of[id] = value.map(|value| match self.numbers.get(value) {
+            Some(number) => *number,
+            None => {
+                let number = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+                self.numbers.insert(value.to_owned(), number);
+                number
+            }
+        });
+    }
+}
+
+/// An image that nodes have.
+#[derive(Debug, Default)]
+pub struct Image {
+    /// Its size.
+    pub bytes: i64,
+    /// The nodes that have it.
+    pub nodes: HashSet<usize>,
+}
+
+/// A PodDisruptionBudget, as far as it says who may go.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its pods.
+    pub selector: LabelSelector,
+    /// How many may go now.
+    pub allowed: i32,
+    /// Those that are going already, by name.
+    pub disrupted: BTreeSet<String>,
 }
 
 /// All nodes and the pods on them, bound or about to be.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    nodes: BTreeMap<String, NodeState>,
-    placed: HashMap<Key, Placed>,
-}
-
-/// Who made the pod.
-#[must_use]
-pub fn owner(pod: &Pod) -> String {
-    let owners = pod.metadata.owner_references.iter().flatten();
-    owners
-        .into_iter()
-        .find(|o| o.controller == Some(true))
-        .map(|o| o.uid.clone())
-        .unwrap_or_default()
+    nodes: Vec<Option<NodeState>>,
+    names: BTreeMap<String, usize>,
+    free: Vec<usize>,
+    placed: HashMap<Key, Arc<Placed>>,
+    classes: Vec<Option<Class>>,
+    class_of: HashMap<Arc<Shape>, usize>,
+    topologies: Vec<Topology>,
+    images: HashMap<String, Image>,
+    /// Pods that wait for others to leave a node, by the node's name.
+    pub nominated: BTreeMap<String, BTreeMap<Key, Arc<Placed>>>,
+    /// Labels of the namespaces.
+    pub namespaces: Namespaces,
+    /// Disruption budgets.
+    pub budgets: BTreeMap<Key, Budget>,
 }
 
 impl Snapshot {
+    /// Reads a pod that looks for a node, or has one.
+    pub fn ask(&mut self, pod: &Pod) -> Ask {
+        Ask::read(pod, &mut |key| self.topology_number(key))
+    }
+
+    fn topology_number(&mut self, key: &str) -> usize {
+        if let Some(number) = self.topologies.iter().position(|t| t.key == key) {
+            return number;
+        }
+        let mut topology = Topology { key: key.to_owned(), ..Topology::default() };
+        for (id, state) in self.nodes() {
+            topology.read(id, state.label(key));
+        }
+        self.topologies.push(topology);
+        self.topologies.len() - 1
+    }
+
     /// A node is there, or has changed.
     pub fn put_node(&mut self, node: Arc<Node>) {
         let name = node.metadata.name.clone().unwrap_or_default();
-        let status = node.status.as_ref();
-        let allocatable = Amounts::read(status.and_then(|s| s.allocatable.as_ref()));
-        if let Some(state) = self.nodes.get_mut(&name) {
-            state.allocatable = allocatable;
-            state.node = node;
-            return;
+        let known = self.names.get(&name).copied();
+        let id = known.unwrap_or_else(|| {
+            let id = self.free.pop().unwrap_or(self.nodes.len());
+            if id == self.nodes.len() {
+                self.nodes.push(None);
+            }
+            self.names.insert(name.clone(), id);
+            id
+        });
+        self.renumber();
+        for topology in &mut self.topologies {
+            let labels = node.metadata.labels.as_ref();
+            topology.read(id, labels.and_then(|l| l.get(&topology.key)).map(String::as_str));
         }
-        let state = NodeState {
-            node,
-            allocatable,
+        self.read_images(id, Some(&node));
+        let state = self.nodes[id].get_or_insert_with(|| NodeState {
+            node: node.clone(),
+            allocatable: Amounts::default(),
+            pods_max: 0,
             requested: Amounts::default(),
-            pods: 0,
-            ports: BTreeSet::new(),
-            owners: HashMap::new(),
-        };
-        self.nodes.insert(name.clone(), state);
-        // Pods may have been heard of before their node.
-        let waiting: Vec<Placed> =
-            self.placed.values().filter(|p| p.node == name).cloned().collect();
-        for placed in &waiting {
-            self.count(placed, true);
+            weighed: (0, 0),
+            ports: BTreeMap::new(),
+            pods: Vec::new(),
+        });
+        state.read(node);
+        if known.is_none() {
+            // Pods may have been heard of before their node.
+            let waiting: Vec<_> =
+                self.placed.values().filter(|p| p.node == name).cloned().collect();
+            for placed in waiting {
+                self.count(&placed, true);
+            }
         }
     }
 
     /// A node is gone.
     pub fn remove_node(&mut self, name: &str) {
-        self.nodes.remove(name);
+        let Some(id) = self.names.remove(name) else { return };
+        self.read_images(id, None);
+        for topology in &mut self.topologies {
+            topology.read(id, None);
+        }
+        for class in self.classes.iter_mut().flatten() {
+            class.on.remove(&id);
+        }
+        self.nodes[id] = None;
+        self.free.push(id);
+    }
+
+    /// Forgets the values that nodes no longer have, once they are the most.
+    fn renumber(&mut self) {
+        let most = 2 * self.nodes.len() + 64;
+        let mut topologies = std::mem::take(&mut self.topologies);
+        for topology in topologies.iter_mut().filter(|t| t.domains() > most) {
+            topology.numbers.clear();
+            for (id, state) in self.nodes() {
+                topology.read(id, state.label(&topology.key.clone()));
+            }
+        }
+        self.topologies = topologies;
+    }
+
+    fn read_images(&mut self, id: usize, node: Option<&Node>) {
+        let status = node.and_then(|n| n.status.as_ref());
+        let mut has: HashMap<&str, i64> = HashMap::new();
+        for image in status.and_then(|s| s.images.as_ref()).into_iter().flatten() {
+            for name in image.names.iter().flatten() {
+                has.insert(name, image.size_bytes.unwrap_or(0));
+            }
+        }
+        self.images.retain(|name, image| {
+            if !has.contains_key(name.as_str()) {
+                image.nodes.remove(&id);
+            }
+            !image.nodes.is_empty()
+        });
+        for (name, bytes) in has {
+            let image = self.images.entry(name.to_owned()).or_default();
+            image.bytes = bytes;
+            image.nodes.insert(id);
+        }
     }
 
     /// A pod is on `node`, or will be: what it takes counts from now on.
-    pub fn place(&mut self, pod: &Pod, node: &str) {
-        let key = Key::of(&pod.metadata);
-        self.forget(&key);
-        let placed = Placed {
-            node: node.to_owned(),
-            requests: requests(pod),
-            ports: host_ports(pod).collect(),
-            owner: owner(pod),
-        };
+    pub fn place(&mut self, ask: &Ask, node: &str) {
+        self.forget(&ask.key);
+        let class = self.class(&ask.shape);
+        let placed = Arc::new(ask.placed(node, class));
         self.count(&placed, true);
-        self.placed.insert(key, placed);
+        if let Some(class) = &mut self.classes[class] {
+            class.total += 1;
+        }
+        self.placed.insert(ask.key.clone(), placed);
     }
 
     /// A pod takes nothing any more.
     pub fn forget(&mut self, key: &Key) {
-        if let Some(placed) = self.placed.remove(key) {
-            self.count(&placed, false);
-        }
-    }
-
-    fn count(&mut self, placed: &Placed, add: bool) {
-        let Some(state) = self.nodes.get_mut(&placed.node) else { return };
-        state.requested.add(&placed.requests, if add { 1 } else { -1 });
-        let owned = state.owners.entry(placed.owner.clone()).or_default();
-        if add {
-            state.pods += 1;
-            *owned += 1;
-            state.ports.extend(placed.ports.iter().cloned());
-        } else {
-            state.pods = state.pods.saturating_sub(1);
-            *owned = owned.saturating_sub(1);
-            for port in &placed.ports {
-                state.ports.remove(port);
+        let Some(placed) = self.placed.remove(key) else { return };
+        self.count(&placed, false);
+        if let Some(class) = &mut self.classes[placed.class] {
+            class.total -= 1;
+            if class.total == 0 {
+                self.class_of.remove(&class.shape);
+                self.classes[placed.class] = None;
             }
         }
     }
 
-    /// The nodes by name.
-    pub fn nodes(&self) -> impl ExactSizeIterator<Item = (&String, &NodeState)> {
-        self.nodes.iter()
+    fn class(&mut self, shape: &Arc<Shape>) -> usize {
+        if let Some(id) = self.class_of.get(shape) {
+            return *id;
+        }
+        let class = Class { shape: shape.clone(), on: HashMap::new(), total: 0 };
+        let id = match self.classes.iter().position(Option::is_none) {
+            Some(id) => {
+                self.classes[id] = Some(class);
+                id
+            }
+            None => {
+                self.classes.push(Some(class));
+                self.classes.len() - 1
+            }
+        };
+        self.class_of.insert(shape.clone(), id);
+        id
+    }
+
+    fn count(&mut self, placed: &Arc<Placed>, add: bool) {
+        let Some(id) = self.names.get(&placed.node).copied() else { return };
+        let (Some(state), Some(class)) = (&mut self.nodes[id], &mut self.classes[placed.class])
+        else {
+            return;
+        };
+        if add {
+            state.add(placed.clone());
+            *class.on.entry(id).or_default() += 1;
+        } else {
+            state.remove(&placed.key);
+            if let Some(count) = class.on.get_mut(&id) {
+                *count -= 1;
+                if *count == 0 {
+                    class.on.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// A pod waits for others to leave `node`; empty: it does no longer.
+    pub fn nominate(&mut self, ask: &Ask, node: &str) {
+        for waiting in self.nominated.values_mut() {
+            waiting.remove(&ask.key);
+        }
+        self.nominated.retain(|_, waiting| !waiting.is_empty());
+        if !node.is_empty() {
+            // The class is of no use for a pod that is not there.
+            let placed = Arc::new(ask.placed(node, usize::MAX));
+            self.nominated.entry(node.to_owned()).or_default().insert(ask.key.clone(), placed);
+        }
+    }
+
+    /// The nodes, with their numbers.
+    pub fn nodes(&self) -> impl Iterator<Item = (usize, &NodeState)> {
+        self.nodes.iter().enumerate().filter_map(|(id, node)| Some((id, node.as_ref()?)))
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// One more than the highest number of a node.
+    #[must_use]
+    pub fn node_numbers(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The node with this number.
+    #[must_use]
+    pub fn node(&self, id: usize) -> Option<&NodeState> {
+        self.nodes.get(id)?.as_ref()
+    }
+
+    /// The number of the node with this name.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<usize> {
+        self.names.get(name).copied()
+    }
+
+    /// The classes of pods that are placed.
+    pub fn classes(&self) -> impl Iterator<Item = &Class> {
+        self.classes.iter().flatten()
+    }
+
+    /// What is seen of a placed pod.
+    #[must_use]
+    pub fn shape(&self, placed: &Placed) -> Option<&Arc<Shape>> {
+        self.classes.get(placed.class)?.as_ref().map(|class| &class.shape)
+    }
+
+    /// The topology with this number, as [`Snapshot::ask`] gave it.
+    #[must_use]
+    pub fn topology(&self, number: usize) -> &Topology {
+        &self.topologies[number]
+    }
+
+    /// An image, if any node has it.
+    #[must_use]
+    pub fn image(&self, name: &str) -> Option<&Image> {
+        self.images.get(name)
+    }
+
+    /// Where a pod is placed.
+    #[must_use]
+    pub fn placed(&self, key: &Key) -> Option<&Arc<Placed>> {
+        self.placed.get(key)
+    }
+}
+
+impl Ask {
+    fn placed(&self, node: &str, class: usize) -> Placed {
+        Placed {
+            key: self.key.clone(),
+            uid: self.uid.clone(),
+            node: node.to_owned(),
+            takes: self.takes.clone(),
+            class,
+            priority: self.priority,
+            since_s: self.since_s,
+        }
     }
 }
 
@@ -219,18 +451,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn an_init_container_counts_only_where_it_needs_more() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {
-            "containers": [{"name": "a", "resources": {"requests": {"cpu": "100m", "memory": "1Mi"}}}],
-            "initContainers": [
-                {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "50m"}}},
-                {"name": "i", "resources": {"requests": {"cpu": "200m"}}}
-            ]
-        }}))
-        .unwrap();
-        let amounts = requests(&pod);
-        assert_eq!((amounts.of("cpu"), amounts.of("memory")), (250, 1 << 20));
+    fn node(labels: serde_json::Value) -> Arc<Node> {
+        let images = json!([{"names": ["a:1"], "sizeBytes": 7}]);
+        let node =
+            json!({"metadata": {"name": "n", "labels": labels}, "status": {"images": images}});
+        Arc::new(serde_json::from_value(node).unwrap())
     }
 
     #[test]
@@ -238,15 +463,32 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns"},
-            "spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]}
+            "spec": {"containers": [{"name": "a", "ports": [{"hostPort": 80, "containerPort": 80}],
+                "resources": {"requests": {"cpu": "1"}}}]}
         }))
         .unwrap();
-        snapshot.place(&pod, "n");
-        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}})).unwrap();
-        snapshot.put_node(Arc::new(node));
-        let used = |s: &Snapshot| s.nodes().map(|(_, n)| n.requested.of("cpu")).sum::<i64>();
-        assert_eq!(used(&snapshot), 1000);
+        let ask = snapshot.ask(&pod);
+        snapshot.place(&ask, "n");
+        snapshot.put_node(node(json!({})));
+        let used = |s: &Snapshot| s.nodes().map(|(_, n)| n.requested.cpu).sum::<i64>();
+        assert_eq!((used(&snapshot), snapshot.classes().count()), (1000, 1));
         snapshot.forget(&Key::new("ns", "p"));
-        assert_eq!(used(&snapshot), 0);
+        let state = snapshot.node(0).unwrap();
+        assert!(state.ports.is_empty() && state.pods.is_empty());
+        assert_eq!((used(&snapshot), snapshot.classes().count()), (0, 0));
+        snapshot.remove_node("n");
+        assert!(snapshot.image("a:1").is_none());
+    }
+
+    #[test]
+    fn a_topology_follows_the_labels() {
+        let mut snapshot = Snapshot::default();
+        snapshot.put_node(node(json!({"z": "1"})));
+        let z = snapshot.topology_number("z");
+        assert_eq!(snapshot.topology(z).of, [Some(0)]);
+        snapshot.put_node(node(json!({"z": "2"})));
+        assert_eq!(snapshot.topology(z).of, [Some(1)]);
+        snapshot.remove_node("n");
+        assert_eq!(snapshot.topology(z).of, [None]);
     }
 }
