@@ -29,6 +29,7 @@ mod status;
 mod table;
 mod target;
 mod up;
+mod why;
 
 /// Kubernetes in one small process, and a client for it.
 #[derive(Debug, Parser)]
@@ -63,6 +64,8 @@ enum Command {
     Describe(describe::Args),
     /// Delete objects, of files or by name
     Delete(manifests::Delete),
+    /// Tell why a pod is on its node, or on none, and what would help
+    Why(why::Args),
     /// Show what containers have written
     Logs(logs::Args),
     /// Run a command in a container
@@ -151,6 +154,7 @@ fn main() -> ExitCode {
         Command::Apply(args) => done(manifests::apply(&args)),
         Command::Get(args) => done(get::main(&args)),
         Command::Describe(args) => done(describe::main(&args)),
+        Command::Why(args) => done(why::main(&args)),
         Command::Delete(args) => done(manifests::delete(&args)),
         Command::Logs(args) => done(logs::main(&args)),
         Command::Exec(args) => exec::exec(&args),

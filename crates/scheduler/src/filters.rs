@@ -124,7 +124,16 @@ impl<'a> Cycle<'a> {
     /// Why the node with this number is refused; `None`: the pod can run there.
     #[must_use]
     pub fn refusal(&self, id: usize, node: &NodeState) -> Option<Refusal> {
-        FILTERS.iter().find_map(|filter| filter(self, id, node))
+        self.refusals(id, node).next()
+    }
+
+    /// All that speaks against the node with this number.
+    pub fn refusals<'b>(
+        &'b self,
+        id: usize,
+        node: &'b NodeState,
+    ) -> impl Iterator<Item = Refusal> + 'b {
+        FILTERS.iter().filter_map(move |filter| filter(self, id, node))
     }
 }
 

@@ -4,7 +4,7 @@
 //! [`snapshot`] that is kept up to date event by event; if there is none, [`preempt`] says who would have to go.
 //! [`mod@ask`] is a pod as all of these see it, [`near`] and [`spread`] are the rules about other pods. [`queue`] says
 //! whose turn it is, [`world`] which news concerns whom. [`bind`] is the shell: it places what waits, binds in
-//! batches, and says why a pod has no place.
+//! batches, and says why a pod has no place. [`mod@why`] explains at length.
 
 use anyhow::Context as _;
 use client::lease::{Election, lead};
@@ -25,6 +25,7 @@ pub mod queue;
 pub mod scores;
 pub mod snapshot;
 pub mod spread;
+pub mod why;
 pub mod world;
 
 pub use config::Config;
