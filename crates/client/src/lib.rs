@@ -5,6 +5,7 @@
 //! - [`queue`]: a keyed work queue that deduplicates, delays and backs off.
 //! - [`controller`]: the trait of two functions, and the loop that runs it.
 //! - [`act`]: [`Action`], [`Plan`] and their only executor.
+//! - [`fit`]: which nodes a pod allows.
 //! - [`lease`]: leader election. [`events`]: the event recorder.
 //!
 //! A daemon makes a `Client` over a [`daemon::Channel`], starts a `Cache` of the kinds it reads,
@@ -14,6 +15,7 @@ pub mod act;
 pub mod cache;
 pub mod controller;
 pub mod events;
+pub mod fit;
 pub mod lease;
 pub mod queue;
 mod store;

@@ -1,6 +1,7 @@
 //! The controllers, one module each.
 
 pub mod aggregation;
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod garbage;
@@ -10,3 +11,4 @@ pub mod protection;
 pub mod quota;
 pub mod replicaset;
 pub mod serviceaccount;
+pub mod statefulset;

@@ -2,7 +2,8 @@
 //!
 //! A controller is two functions, `observe` and `reconcile`, and a list of what wakes it (`client::Controller`); the
 //! list of them is in [`run`]. Two that work on all kinds run loops of their own: [`controllers::garbage`] and
-//! [`controllers::namespace`]. [`pods`] is what several of them need to know of pods.
+//! [`controllers::namespace`]. [`pods`] is what several of them need to know of pods, [`revisions`] the history that
+//! DaemonSets and StatefulSets keep.
 
 use anyhow::Context as _;
 use client::cache::{namespace_of, owner_uids};
@@ -10,7 +11,9 @@ use client::controller;
 use client::lease::{Election, lead};
 use client::{Cache, Client, Executor, Recorder, Select};
 use daemon::{Channel, Context};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
@@ -23,16 +26,19 @@ use tokio_util::sync::CancellationToken;
 mod config;
 pub mod controllers;
 pub mod pods;
+pub mod revisions;
 
 pub use config::Config;
 
 use controllers::aggregation::RoleAggregation;
+use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
 use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::ReplicaSets;
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
+use controllers::statefulset::StatefulSets;
 
 const COMPONENT: &str = "kube-controller-manager";
 
@@ -101,6 +107,8 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
     let _ended = start!(
         Deployments,
         ReplicaSets,
+        DaemonSets,
+        StatefulSets,
         EndpointSlices,
         EndpointsObjects,
         ServiceAccounts,
@@ -135,6 +143,11 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<ReplicaSet>(
             Select::all().index("owner", owner_uids).index("namespace", namespace_of),
         )
+        .kind::<DaemonSet>(Select::all().index("namespace", namespace_of))
+        .kind::<StatefulSet>(Select::all().index("namespace", namespace_of))
+        .kind::<ControllerRevision>(
+            Select::all().index("owner", owner_uids).index("namespace", namespace_of),
+        )
         .kind::<Pod>(
             Select::all()
                 .index("owner", owner_uids)
@@ -150,7 +163,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<ServiceAccount>(Select::all())
         .kind::<ConfigMap>(Select::all().fields("metadata.name=kube-root-ca.crt"))
         .kind::<Node>(Select::all())
-        .kind::<PersistentVolumeClaim>(Select::all())
+        .kind::<PersistentVolumeClaim>(Select::all().index("namespace", namespace_of))
         .kind::<PersistentVolume>(Select::all())
         .kind::<ClusterRole>(Select::all())
         .kind::<ResourceQuota>(Select::all())

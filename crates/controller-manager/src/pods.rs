@@ -1,10 +1,17 @@
 //! What several controllers need to know of pods: pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use client::act::controlled_by;
+use client::cache::Changed;
+use client::transport::Object;
+use client::{Action, Cache, Key, Plan};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::json;
 
 /// The label that tells the pods of one revision of a Deployment from those of another.
 pub const TEMPLATE_HASH: &str = "pod-template-hash";
@@ -104,6 +111,67 @@ pub fn selects(
         }
     };
     plain && selector.match_expressions.iter().flatten().all(holds)
+}
+
+/// The way to take the pods that are selected and controlled by nobody for `owner`'s own, and to let go of those that
+/// it no longer selects; and the pods that are its own until then.
+pub fn claim<T: Object>(
+    plan: Plan,
+    owner: &T,
+    selector: Option<&LabelSelector>,
+    own: &[Arc<Pod>],
+    orphans: &[Arc<Pod>],
+) -> (Plan, Vec<Arc<Pod>>) {
+    let (kept, lost): (Vec<_>, Vec<_>) =
+        own.iter().cloned().partition(|pod| selects(selector, pod.metadata.labels.as_ref()));
+    if owner.metadata().deletion_timestamp.is_some() {
+        return (plan, kept);
+    }
+    let plan = plan.each(orphans, |pod| {
+        let owners = json!({"metadata": {"ownerReferences": [controlled_by(owner)]}});
+        Action::merge(&**pod, owners)
+    });
+    let plan = plan.each(lost, |pod| {
+        let owners = json!([{"$patch": "delete", "uid": owner.metadata().uid}]);
+        Action::strategic(&*pod, json!({"metadata": {"ownerReferences": owners}}))
+    });
+    (plan, kept)
+}
+
+/// The objects of kind `T` in a pod's namespace that select it, if nobody controls it: they may take it over.
+pub fn adopters<T: Object>(
+    cache: &Cache,
+    changed: &Changed<'_>,
+    selector: fn(&T) -> Option<&LabelSelector>,
+) -> Vec<Key> {
+    let Some(pod) = changed.any_as::<Pod>() else { return Vec::new() };
+    if pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true)) {
+        return Vec::new();
+    }
+    let owners = cache.find::<T>("namespace", &changed.key.namespace);
+    let wanted = owners.iter().filter(|o| selects(selector(o), pod.metadata.labels.as_ref()));
+    wanted.map(|owner| Key::of(owner.metadata())).collect()
+}
+
+/// The pods of a namespace that a selector selects and that nobody controls.
+pub fn orphans(cache: &Cache, namespace: &str, selector: Option<&LabelSelector>) -> Vec<Arc<Pod>> {
+    let mut orphans = cache.find::<Pod>("orphans", namespace);
+    orphans.retain(|pod| is_active(pod) && selects(selector, pod.metadata.labels.as_ref()));
+    orphans
+}
+
+/// A count, or a share of `whole` in percent, rounded up; `or` if there is none or it can't be read.
+#[must_use]
+pub fn share(of: Option<&IntOrString>, whole: i32, or: i32) -> i32 {
+    match of {
+        Some(IntOrString::Int(count)) => *count,
+        Some(IntOrString::String(text)) => {
+            let percent = text.trim_end_matches('%').parse::<i64>().ok();
+            let share = percent.map(|p| (p * i64::from(whole) + 99) / 100);
+            share.and_then(|n| i32::try_from(n).ok()).unwrap_or(or)
+        }
+        None => or,
+    }
 }
 
 /// Letters that cannot form words, as generated names use them.

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
-};
+use client::fit::{selector_matches, tolerates};
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::ask::Ask;
 use crate::near::Near;
@@ -147,20 +146,6 @@ fn refuse(plugin: Plugin, why: impl Into<Cow<'static, str>>, resolvable: bool) -
     Some(Refusal { plugin, reasons: vec![why.into()], resolvable })
 }
 
-/// Whether one of a pod's tolerations covers a taint.
-#[must_use]
-pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|t| {
-        let key = t.key.as_deref().unwrap_or_default();
-        let effect = t.effect.as_deref().unwrap_or_default();
-        (effect.is_empty() || effect == taint.effect)
-            && (key.is_empty() || key == taint.key)
-            && (t.operator.as_deref() == Some("Exists")
-                || t.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default())
-    })
-}
-
 /// The first taint that keeps the pod away.
 #[must_use]
 pub fn untolerated<'a>(ask: &Ask, node: &'a NodeState) -> Option<&'a Taint> {
@@ -198,48 +183,11 @@ fn taints(cycle: &Cycle<'_>, _: usize, node: &NodeState) -> Option<Refusal> {
     refuse(Plugin::TaintToleration, why, false)
 }
 
-/// Whether a node's labels fulfil one requirement.
-fn fulfils(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = value.is_some_and(|v| values.iter().any(|w| w == v));
-    let number = |text: &str| text.parse::<i64>().ok();
-    let bound = values.first().and_then(|v| number(v));
-    match requirement.operator.as_str() {
-        "In" => listed,
-        "NotIn" => !listed,
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => value.and_then(number).zip(bound).is_some_and(|(v, b)| v > b),
-        "Lt" => value.and_then(number).zip(bound).is_some_and(|(v, b)| v < b),
-        _ => false,
-    }
-}
-
-/// Whether a node matches a term; an empty term matches none.
-#[must_use]
-pub fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let labels = node.metadata.labels.as_ref();
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    let label = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
-    let field = |key: &str| match key {
-        "metadata.name" => node.metadata.name.as_deref(),
-        _ => None,
-    };
-    expressions.iter().all(|r| fulfils(r, label(&r.key)))
-        && fields.iter().all(|r| fulfils(r, field(&r.key)))
-}
-
 /// Whether the node is one that the pod's selector and required affinity ask for.
 #[must_use]
 pub fn selected(ask: &Ask, node: &NodeState) -> bool {
     ask.node_selector.iter().all(|(key, value)| node.label(key) == Some(value))
-        && ask.node_required.as_ref().is_none_or(|selector| {
-            selector.node_selector_terms.iter().any(|term| term_matches(term, &node.node))
-        })
+        && ask.node_required.as_ref().is_none_or(|s| selector_matches(s, &node.node))
 }
 
 /// The names of the nodes that the pod's affinity names, if it names them: no other can be one.

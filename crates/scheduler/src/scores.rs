@@ -2,8 +2,9 @@
 //!
 //! Plugins, weights and formulas are those of upstream's default profile.
 
+use client::fit::{term_matches, tolerates};
+
 use crate::ask::Ask;
-use crate::filters::{term_matches, tolerates};
 use crate::near::preferences;
 use crate::snapshot::{NodeState, Snapshot};
 use crate::spread::Spread;

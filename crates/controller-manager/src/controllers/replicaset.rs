@@ -8,9 +8,10 @@ use client::{Action, Cache, Controller, Key, Plan, Wake};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::json;
 
-use crate::pods::{available_in, is_active, is_ready, rank_for_deletion, selects};
+use crate::pods::{adopters, available_in, claim, is_active, is_ready, orphans, rank_for_deletion};
 
 /// Pods created or deleted at once.
 const BURST_PODS: usize = 500;
@@ -35,40 +36,23 @@ impl Controller for ReplicaSets {
     const WAKES: &'static [Wake] = &[
         Wake::own("ReplicaSet"),
         Wake::owner_of("Pod"),
-        Wake::keys("Pod", |cache, changed| {
-            let Some(pod) = changed.any_as::<Pod>() else { return Vec::new() };
-            if pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true)) {
-                return Vec::new();
-            }
-            let sets = cache.find::<ReplicaSet>("namespace", &changed.key.namespace);
-            let wanted = sets.iter().filter(|set| {
-                let spec = set.spec.as_ref();
-                selects(spec.map(|s| &s.selector), pod.metadata.labels.as_ref())
-            });
-            wanted.map(|set| Key::of(&set.metadata)).collect()
-        }),
+        Wake::keys("Pod", |cache, changed| adopters::<ReplicaSet>(cache, changed, selector)),
     ];
 
     fn observe(cache: &Cache, key: &Key) -> Option<Seen> {
         let set = cache.at::<ReplicaSet>(key)?;
         let own = cache.find::<Pod>("owner", set.metadata.uid.as_deref().unwrap_or_default());
-        let selector = set.spec.as_ref().map(|s| &s.selector);
-        let mut orphans = cache.find::<Pod>("orphans", &key.namespace);
-        orphans.retain(|pod| is_active(pod) && selects(selector, pod.metadata.labels.as_ref()));
+        let orphans = orphans(cache, &key.namespace, selector(&set));
         Some(Seen { set, own, orphans })
     }
 
     fn reconcile(seen: &Seen, now: Timestamp) -> Plan {
         let set = &*seen.set;
         let Some(spec) = &set.spec else { return Plan::new() };
-        let active: Vec<&Pod> = seen.own.iter().map(|p| &**p).filter(|p| is_active(p)).collect();
+        let (mut plan, own) = claim(Plan::new(), set, selector(set), &seen.own, &seen.orphans);
+        let active: Vec<&Pod> = own.iter().map(|p| &**p).filter(|p| is_active(p)).collect();
         let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
-        let mut plan = Plan::new();
         if set.metadata.deletion_timestamp.is_none() {
-            plan = plan.each(&seen.orphans, |pod| {
-                let owners = json!({"metadata": {"ownerReferences": [controlled_by(set)]}});
-                Action::merge(&**pod, owners)
-            });
             let have = active.len() + seen.orphans.len();
             let missing = wanted.saturating_sub(have).min(BURST_PODS);
             plan = plan.each(0..missing, |_| {
@@ -85,6 +69,10 @@ impl Controller for ReplicaSets {
         }
         status(plan, set, &active, now)
     }
+}
+
+fn selector(set: &ReplicaSet) -> Option<&LabelSelector> {
+    set.spec.as_ref().map(|s| &s.selector)
 }
 
 fn status(plan: Plan, set: &ReplicaSet, active: &[&Pod], now: Timestamp) -> Plan {
@@ -147,7 +135,7 @@ mod tests {
     fn pod(name: &str, phase: &str) -> Arc<Pod> {
         Arc::new(
             serde_json::from_value(json!({
-                "metadata": {"name": name, "namespace": "ns", "uid": name},
+                "metadata": {"name": name, "namespace": "ns", "uid": name, "labels": {"app": "web"}},
                 "status": {"phase": phase}
             }))
             .unwrap(),
@@ -166,6 +154,14 @@ mod tests {
             plan(2, vec![pod("a", "Running"), pod("b", "Failed")]),
             ["create pods ns/web-*", "status replicasets.apps ns/web"]
         );
+    }
+
+    #[test]
+    fn a_pod_that_is_no_longer_selected_is_let_go_and_replaced() {
+        let mut stray = (*pod("a", "Running")).clone();
+        stray.metadata.labels = None;
+        let actions = plan(1, vec![Arc::new(stray)]);
+        assert_eq!(actions[..2], ["patch pods ns/a", "create pods ns/web-*"]);
     }
 
     #[test]
