@@ -14,6 +14,7 @@ use daemon::{Channel, Context};
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
@@ -34,6 +35,7 @@ use controllers::aggregation::RoleAggregation;
 use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
+use controllers::job::Jobs;
 use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::ReplicaSets;
@@ -109,6 +111,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         ReplicaSets,
         DaemonSets,
         StatefulSets,
+        Jobs,
         EndpointSlices,
         EndpointsObjects,
         ServiceAccounts,
@@ -145,6 +148,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         )
         .kind::<DaemonSet>(Select::all().index("namespace", namespace_of))
         .kind::<StatefulSet>(Select::all().index("namespace", namespace_of))
+        .kind::<Job>(Select::all().index("owner", owner_uids).index("namespace", namespace_of))
         .kind::<ControllerRevision>(
             Select::all().index("owner", owner_uids).index("namespace", namespace_of),
         )
