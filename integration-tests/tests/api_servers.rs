@@ -257,8 +257,8 @@ async fn unharmed(rest: &Rest, during: &str) -> anyhow::Result<()> {
 /// Reads until the server ends the connection.
 async fn ended(mut io: impl tokio::io::AsyncRead + Unpin, what: &str) -> anyhow::Result<()> {
     let mut rest = Vec::new();
-    // A reset is an end as well.
-    let end = tokio::time::timeout(PATIENCE, io.read_to_end(&mut rest)).await;
+    // A reset is an end as well. Half a head may stay as long as an idle connection, which is 90 s.
+    let end = tokio::time::timeout(2 * PATIENCE, io.read_to_end(&mut rest)).await;
     end.map(drop).with_context(|| format!("{what} is still open"))
 }
 

@@ -14,7 +14,7 @@ use daemon::{Channel, Context};
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
@@ -32,6 +32,7 @@ pub mod revisions;
 pub use config::Config;
 
 use controllers::aggregation::RoleAggregation;
+use controllers::cronjob::CronJobs;
 use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
@@ -112,6 +113,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         DaemonSets,
         StatefulSets,
         Jobs,
+        CronJobs,
         EndpointSlices,
         EndpointsObjects,
         ServiceAccounts,
@@ -148,6 +150,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         )
         .kind::<DaemonSet>(Select::all().index("namespace", namespace_of))
         .kind::<StatefulSet>(Select::all().index("namespace", namespace_of))
+        .kind::<CronJob>(Select::all())
         .kind::<Job>(Select::all().index("owner", owner_uids).index("namespace", namespace_of))
         .kind::<ControllerRevision>(
             Select::all().index("owner", owner_uids).index("namespace", namespace_of),

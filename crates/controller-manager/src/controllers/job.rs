@@ -273,7 +273,7 @@ impl<'a> Turn<'a> {
             return;
         }
         let ended = is_ended(pod) || pod.metadata.deletion_timestamp.is_some();
-        if !self.has_failed(pod) && !(dying && ended) {
+        if !(self.has_failed(pod) || dying && ended) {
             return;
         }
         let verdict = policy::verdict(self.spec, pod);

@@ -1,3 +1,5 @@
+//! Placements of single pods by table, and of random pods in random clusters against a slow form of the rules.
+
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
