@@ -1,4 +1,5 @@
-//! What Deployments and pods do on a real node: rollouts under load, restarts, probes, and all that a pod is made of.
+//! What Deployments, Jobs and pods do on a real node: rollouts under load, restarts, probes, runs to an end, and all
+//! that a pod is made of.
 #![allow(clippy::disallowed_methods)] // a test as a whole, which measures itself
 
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use client::transport::Delete;
 use integration_tests::load::{Load, fetch};
 use integration_tests::{Cluster, Seen, container, machine, name, ready, uid};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         ("root_node_probes_decide_about_restart_and_service", || machine::block_on(probes())),
         ("root_node_starts_containers_in_order", || machine::block_on(order())),
         ("root_node_gives_pods_env_and_volumes", || machine::block_on(contents())),
+        ("root_node_runs_jobs_to_their_end", || machine::block_on(jobs())),
     ])
 }
 
@@ -383,5 +386,92 @@ async fn contents() -> anyhow::Result<()> {
         ensure!(Instant::now() < deadline, "{} is left", left.display());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    cluster.check_log(&[])
+}
+
+/// A Job whose one container runs `command`.
+fn job(command: &[&str], more: &Value) -> Value {
+    let container = json!({"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": command});
+    let pod = json!({
+        "restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container],
+    });
+    let mut spec = json!({"template": {"spec": pod}});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    spec
+}
+
+fn holds(object: &Value, condition: &str) -> bool {
+    let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|c| c["type"] == condition && c["status"] == "True")
+}
+
+fn pods_of(seen: &Seen, job: &str) -> Vec<Value> {
+    let mut pods = seen.all::<Pod>();
+    pods.retain(|pod| pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == job);
+    pods
+}
+
+async fn jobs() -> anyhow::Result<()> {
+    let cluster = Cluster::with_node()?;
+    cluster.up()?;
+    let seen = cluster.seen().await?;
+    let meta = |name: &str| json!({"name": name, "namespace": "default"});
+
+    let more = json!({"completions": 3, "parallelism": 2, "completionMode": "Indexed"});
+    let spec = job(&["/demo", "env"], &more);
+    seen.create::<Job>(json!({"metadata": meta("each"), "spec": spec})).await?;
+    let never = json!({"backoffLimit": 0});
+    let spec = job(&["/demo", "exit", "3"], &never);
+    seen.create::<Job>(json!({"metadata": meta("never"), "spec": spec})).await?;
+    let spec = job(&["/demo", "sleep", "3600"], &json!({}));
+    seen.create::<Job>(json!({"metadata": meta("long"), "spec": spec})).await?;
+    let template = json!({"spec": job(&["/demo", "echo", "tick"], &json!({}))});
+    let spec = json!({"schedule": "@every 1s", "jobTemplate": template});
+    seen.create::<CronJob>(json!({"metadata": meta("tick"), "spec": spec})).await?;
+
+    let ended = |name: &'static str, condition: &'static str| {
+        move |seen: &Seen| seen.one::<Job>("default", name).filter(|job| holds(job, condition))
+    };
+    let each = seen.until("every index has succeeded", ended("each", "Complete")).await?;
+    ensure!(each["status"]["completedIndexes"] == "0-2", "{}", each["status"]);
+    ensure!(each["status"]["succeeded"] == 3, "{}", each["status"]);
+    let pods = pods_of(&seen, "each");
+    for index in 0..3 {
+        let label = "batch.kubernetes.io/job-completion-index";
+        let own = pods.iter().find(|p| p["metadata"]["labels"][label] == index.to_string());
+        let pod = own.with_context(|| format!("no pod of index {index}"))?;
+        let env = cluster.printed(pod, "main")?;
+        for line in [format!("JOB_COMPLETION_INDEX={index}"), format!("HOSTNAME=each-{index}")] {
+            ensure!(env.lines().any(|l| l == line), "{line} is not in {env}");
+        }
+    }
+    let failed = seen.until("the failing one has failed", ended("never", "Failed")).await?;
+    ensure!(failed["status"]["failed"] == 1, "{}", failed["status"]);
+
+    // A pod that runs is not held back by what it carries for a Job that is gone.
+    seen.until("the long one runs", |seen| {
+        let pods = pods_of(seen, "long");
+        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
+    })
+    .await?;
+    let all_of_it = || Delete { propagation: "Background", ..Delete::default() };
+    seen.client.delete::<Job>("default", "long", all_of_it()).await?;
+    let gone = |seen: &Seen| pods_of(seen, "long").is_empty().then_some(());
+    seen.until("the pods of the deleted Job are gone", gone).await?;
+
+    seen.until("the CronJob has had success", |seen| {
+        let cron = seen.one::<CronJob>("default", "tick")?;
+        cron["status"]["lastSuccessfulTime"].is_string().then_some(())
+    })
+    .await?;
+    seen.client.delete::<CronJob>("default", "tick", all_of_it()).await?;
+    seen.until("its Jobs and their pods go with it", |seen| {
+        let of = |object: &Value| name(object).starts_with("tick-");
+        let left = seen.all::<Job>().iter().any(of) || seen.all::<Pod>().iter().any(of);
+        (!left).then_some(())
+    })
+    .await?;
     cluster.check_log(&[])
 }
