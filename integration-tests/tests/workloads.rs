@@ -440,7 +440,8 @@ async fn jobs() -> anyhow::Result<()> {
     let pods = pods_of(&seen, "each");
     for index in 0..3 {
         let label = "batch.kubernetes.io/job-completion-index";
-        let own = pods.iter().find(|p| p["metadata"]["labels"][label] == index.to_string());
+        let text = index.to_string();
+        let own = pods.iter().find(|p| p["metadata"]["labels"][label] == text);
         let pod = own.with_context(|| format!("no pod of index {index}"))?;
         let env = cluster.printed(pod, "main")?;
         for line in [format!("JOB_COMPLETION_INDEX={index}"), format!("HOSTNAME=each-{index}")] {
