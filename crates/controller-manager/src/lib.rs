@@ -37,6 +37,7 @@ use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
 use controllers::job::Jobs;
+use controllers::job::strays::StrayPods;
 use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::ReplicaSets;
@@ -114,6 +115,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         StatefulSets,
         Jobs,
         CronJobs,
+        StrayPods,
         EndpointSlices,
         EndpointsObjects,
         ServiceAccounts,

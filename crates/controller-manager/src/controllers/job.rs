@@ -20,10 +20,13 @@ use serde_json::{Value, json};
 use crate::pods::{
     adopters, claim, is_active, is_ended, is_ready, orphans, phase, rank_for_deletion,
 };
+use conditions::Conditions;
 use policy::Verdict;
 
+mod conditions;
 mod indexes;
 mod policy;
+pub mod strays;
 
 /// What a pod carries until it is counted.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
@@ -65,6 +68,12 @@ pub fn is_finished(job: &Job) -> bool {
     has(job, "Complete") || has(job, "Failed")
 }
 
+/// Whether somebody else has said that the Job is theirs.
+fn elsewhere(job: &Job) -> bool {
+    let by = job.spec.as_ref().and_then(|s| s.managed_by.as_deref());
+    by.is_some_and(|by| by != "kubernetes.io/job-controller")
+}
+
 impl Controller for Jobs {
     const NAME: &'static str = "job";
     type Seen = Seen;
@@ -83,10 +92,9 @@ impl Controller for Jobs {
     fn reconcile(seen: &Seen, now: Timestamp) -> Plan {
         let job = &*seen.job;
         let Some(spec) = &job.spec else { return Plan::new() };
-        let others =
-            spec.managed_by.as_deref().is_some_and(|m| m != "kubernetes.io/job-controller");
-        if others {
-            return Plan::new();
+        if elsewhere(job) {
+            // Its time after the end is ours all the same.
+            return expire(Plan::new(), job, spec, now);
         }
         if job.metadata.deletion_timestamp.is_some() || is_finished(job) {
             let tracked = seen.own.iter().filter(|pod| tracked(pod));
@@ -359,7 +367,8 @@ impl<'a> Turn<'a> {
             counts.succeeded + i32::try_from(counts.uncounted_succeeded.len()).unwrap_or(0);
         let complete = match self.spec.completions {
             _ if self.suspended() && self.spec.completions != Some(0) => false,
-            Some(wanted) => all_succeeded >= wanted,
+            // Those that are too many are removed before, since they do not count.
+            Some(wanted) => all_succeeded >= wanted && self.active().is_empty(),
             None => all_succeeded > 0 && self.active().is_empty(),
         };
         let why = "Reached expected number of succeeded pods";
@@ -441,7 +450,7 @@ impl<'a> Turn<'a> {
         if self.indexed() {
             return self.fill_indexes(plan, counts, missing);
         }
-        if let Some(wait) = self.backoff(&|_| true) {
+        if let Some(wait) = self.backoff(None) {
             return plan.requeue_after(wait);
         }
         plan.each(0..missing, |_| self.create(None))
@@ -449,7 +458,7 @@ impl<'a> Turn<'a> {
 
     fn fill_indexes(&self, plan: Plan, counts: &Counts, missing: usize) -> Plan {
         let per_index = self.spec.backoff_limit_per_index.is_some();
-        if !per_index && let Some(wait) = self.backoff(&|_| true) {
+        if !per_index && let Some(wait) = self.backoff(None) {
             return plan.requeue_after(wait);
         }
         let busy: BTreeSet<i32> = self
@@ -469,8 +478,7 @@ impl<'a> Turn<'a> {
             if made == missing {
                 break;
             }
-            let wait =
-                if per_index { self.backoff(&|pod| indexes::of(pod) == Some(index)) } else { None };
+            let wait = if per_index { self.backoff(Some(index)) } else { None };
             match wait {
                 Some(wait) => plan = plan.requeue_after(wait),
                 None => {
@@ -482,20 +490,23 @@ impl<'a> Turn<'a> {
         plan
     }
 
-    /// How long to wait after failures since the last success among some of the pods.
-    fn backoff(&self, of: &dyn Fn(&Pod) -> bool) -> Option<Duration> {
-        let ends = |wanted: fn(&Self, &Pod) -> bool| {
-            let pods = self.pods.iter().filter(|p| of(p) && wanted(self, p));
-            pods.map(|p| self.ended_at(p)).collect::<Vec<i64>>()
+    /// How long to wait after the failures since the last success, or after those of one index.
+    fn backoff(&self, index: Option<i32>) -> Option<Duration> {
+        let ends = |wanted: &dyn Fn(&Pod) -> bool| {
+            let of = |pod: &Pod| index.is_none_or(|index| indexes::of(pod) == Some(index));
+            let pods = self.pods.iter().filter(|pod| of(pod) && wanted(pod));
+            pods.map(|pod| self.ended_at(pod)).collect::<Vec<i64>>()
         };
-        let last_success = ends(|_, p| phase(p) == "Succeeded").into_iter().max();
-        let failures =
-            ends(|turn, p| turn.has_failed(p) && policy::verdict(turn.spec, p) != Verdict::Ignore);
-        let since: Vec<i64> =
-            failures.into_iter().filter(|at| last_success.is_none_or(|s| *at >= s)).collect();
-        let last = since.iter().max()?;
-        let doubled = u32::try_from(since.len() - 1).unwrap_or(10).min(10);
-        let delay = (BACKOFF_FIRST_S << doubled).min(BACKOFF_MOST_S);
+        let last_success = ends(&|pod| phase(pod) == "Succeeded").into_iter().max();
+        // Also those that the policy ignores: what fails at once must not be made again at once for ever.
+        let mut failures = ends(&|pod| self.has_failed(pod));
+        failures.retain(|at| last_success.is_none_or(|success| *at >= success));
+        let last = failures.iter().max()?;
+        let count = match index {
+            Some(index) => self.failures_of(index).iter().sum(),
+            None => i32::try_from(failures.len()).unwrap_or(i32::MAX),
+        };
+        let delay = (BACKOFF_FIRST_S << (count - 1).clamp(0, 10)).min(BACKOFF_MOST_S);
         let left = last + delay - self.now.as_second();
         (left > 0).then(|| Duration::from_secs(left.unsigned_abs()))
     }
@@ -526,12 +537,15 @@ impl<'a> Turn<'a> {
         finalizers.push(TRACKING.to_owned());
         let mut spec = template.spec.unwrap_or_default();
         if let Some(index) = index {
-            metadata.generate_name = Some(format!("{name}-{index}-"));
+            metadata.generate_name = Some(indexes::prefix(name, index));
             let annotations = metadata.annotations.get_or_insert_default();
             annotations.insert(indexes::INDEX.to_owned(), index.to_string());
             if self.spec.backoff_limit_per_index.is_some() {
-                let failures = self.failures_of(index).to_string();
-                annotations.insert(indexes::FAILURES.to_owned(), failures);
+                let [failures, ignored] = self.failures_of(index);
+                annotations.insert(indexes::FAILURES.to_owned(), failures.to_string());
+                if ignored > 0 {
+                    annotations.insert(indexes::IGNORED.to_owned(), ignored.to_string());
+                }
             }
             let labels = metadata.labels.get_or_insert_default();
             labels.insert(indexes::INDEX.to_owned(), index.to_string());
@@ -553,14 +567,14 @@ impl<'a> Turn<'a> {
             .or_warn("FailedCreate", "Error creating: {}")
     }
 
-    /// How often pods of an index have failed.
-    fn failures_of(&self, index: i32) -> i32 {
+    /// How often pods of an index have failed, and how often so that the policy ignores it.
+    fn failures_of(&self, index: i32) -> [i32; 2] {
         let pods = self.pods.iter().filter(|p| indexes::of(p) == Some(index));
         let failures = pods.filter(|p| self.has_failed(p)).map(|pod| {
-            let counts = policy::verdict(self.spec, pod) != Verdict::Ignore;
-            indexes::failures_before(pod) + i32::from(counts)
+            let ignored = i32::from(policy::verdict(self.spec, pod) == Verdict::Ignore);
+            [indexes::failures_before(pod) + 1 - ignored, indexes::ignored_before(pod) + ignored]
         });
-        failures.max().unwrap_or(0)
+        failures.max_by_key(|counts| counts.iter().sum::<i32>()).unwrap_or_default()
     }
 
     /// Writes the status down, with the events of what changed in it.
@@ -596,6 +610,10 @@ impl<'a> Turn<'a> {
             if over && !decided {
                 conditions.set(kind, "True", reason, message);
                 if *kind == "Complete" {
+                    if self.spec.completions.is_some_and(|wanted| counts.succeeded > wanted) {
+                        let text = "Too many succeeded pods running after completion count reached";
+                        events.push(("Warning", "TooManySucceededPods", text.to_owned()));
+                    }
                     completion = json!(self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
                     events.push(("Normal", "Completed", "Job completed".to_owned()));
                 } else {
@@ -657,33 +675,6 @@ fn known_reason(reason: &str) -> &'static str {
         "JobSuspended",
     ];
     REASONS.into_iter().find(|known| *known == reason).unwrap_or_default()
-}
-
-/// The conditions of a status, changed.
-struct Conditions {
-    all: Vec<Value>,
-    at: String,
-}
-
-impl Conditions {
-    fn new(status: &JobStatus, now: Timestamp) -> Self {
-        let all = status.conditions.iter().flatten().map(|c| json!(c)).collect();
-        Self { all, at: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string() }
-    }
-
-    /// Sets one; whether it was otherwise.
-    fn set(&mut self, kind: &str, status: &str, reason: &str, message: &str) -> bool {
-        let same = |c: &Value| c["type"] == kind && c["status"] == status;
-        if self.all.iter().any(same) {
-            return false;
-        }
-        self.all.retain(|c| c["type"] != kind);
-        self.all.push(json!({
-            "type": kind, "status": status, "reason": reason, "message": message,
-            "lastProbeTime": self.at, "lastTransitionTime": self.at,
-        }));
-        true
-    }
 }
 
 #[cfg(test)]

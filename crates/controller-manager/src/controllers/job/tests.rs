@@ -236,6 +236,10 @@ fn the_failure_policy_decides() {
     cluster.settle();
     cluster.end_all(3);
     cluster.settle();
+    // It does not count, but the next one has to wait all the same.
+    assert_eq!(cluster.plan().requeue_after, Some(Duration::from_secs(10)));
+    cluster.now += 10;
+    cluster.settle();
     assert_eq!(cluster.counts(), (1, 0, 0));
     cluster.end_all(42);
     cluster.settle();
@@ -275,8 +279,56 @@ fn a_deadline_ends_it_and_after_a_while_it_is_deleted() {
 }
 
 #[test]
-fn another_s_job_is_left_alone() {
-    assert!(cluster(json!({"managedBy": "example.com/queue"})).plan().is_empty());
+fn an_index_carries_its_ignored_failures_on() {
+    let mut cluster = cluster(json!({"completionMode": "Indexed", "backoffLimitPerIndex": 1,
+        "podFailurePolicy": {"rules": [
+            {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [3]}}]}}));
+    cluster.settle();
+    for wait in [10, 20, 40] {
+        cluster.end_all(3);
+        cluster.settle();
+        assert_eq!(cluster.plan().requeue_after, Some(Duration::from_secs(wait)));
+        cluster.now += i64::try_from(wait).unwrap();
+        cluster.settle();
+    }
+    let last = cluster.pods.last().unwrap();
+    assert_eq!((indexes::failures_before(last), indexes::ignored_before(last)), (0, 3));
+    assert_eq!(cluster.counts(), (1, 0, 0));
+}
+
+#[test]
+fn pods_beyond_the_completions_are_removed_and_not_counted() {
+    let mut cluster = cluster(json!({"parallelism": 3, "completions": 3}));
+    cluster.settle();
+    cluster.end("p1", 0);
+    cluster.job.spec.as_mut().unwrap().completions = Some(1);
+    cluster.settle();
+    assert_eq!((cluster.counts(), cluster.pods.len()), ((0, 1, 0), 1));
+    assert_eq!(cluster.events, ["Completed"]);
+}
+
+#[test]
+fn more_successes_than_wanted_are_told() {
+    let mut cluster = cluster(json!({"parallelism": 2, "completions": 2}));
+    cluster.settle();
+    cluster.end_all(0);
+    cluster.job.spec.as_mut().unwrap().completions = Some(1);
+    cluster.settle();
+    assert_eq!(cluster.events, ["TooManySucceededPods", "Completed"]);
+}
+
+#[test]
+fn another_s_job_is_left_alone_until_its_time_after_the_end_is_over() {
+    let mut cluster =
+        cluster(json!({"managedBy": "example.com/queue", "ttlSecondsAfterFinished": 5}));
+    assert!(cluster.plan().is_empty());
+    cluster.job.status = serde_json::from_value(json!({"conditions": [{"type": "Complete",
+        "status": "True", "lastTransitionTime": "1970-01-01T00:16:40Z"}]}))
+    .unwrap();
+    assert_eq!(cluster.plan().requeue_after, Some(Duration::from_secs(5)));
+    cluster.now += 5;
+    cluster.step(usize::MAX);
+    assert_eq!(cluster.events, ["deleted"]);
 }
 
 proptest! {
