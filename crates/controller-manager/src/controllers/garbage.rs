@@ -115,8 +115,12 @@ impl Graph {
     fn unsure(&self, missing: &[Owner]) -> Vec<Owner> {
         missing.iter().filter(|owner| !self.gone.contains(&owner.uid)).cloned().collect()
     }
+
     fn put(&mut self, uid: &str, node: Node) {
         self.unlink(uid);
+        // An owner that it no longer has may have waited for just that.
+        let before = self.nodes.get(uid).map(|old| old.owners.clone()).unwrap_or_default();
+        self.dirty.extend(before.into_iter().map(|owner| owner.uid));
         for owner in &node.owners {
             self.dependents.entry(owner.uid.clone()).or_default().insert(uid.to_owned());
             self.dirty.insert(owner.uid.clone());
@@ -561,7 +565,10 @@ mod tests {
         graph.put("owner", node("owner", &[], Some(ORPHAN)));
         graph.put("child", node("child", &[("owner", true)], None));
         assert_eq!(steps(&graph, "owner"), ["disown child owner"]);
+        graph.dirty.clear();
         graph.put("child", node("child", &[], None));
+        // Nothing else may ever happen to the owner.
+        assert!(graph.dirty.contains("owner"));
         assert_eq!(steps(&graph, "owner"), ["unfinalize owner"]);
     }
 }
