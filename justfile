@@ -65,3 +65,7 @@ bench-store seconds="5":
 bench-apiserver seconds="5" objects="10000":
     cargo build --release -p ironclad-apiserver -p ironclad-store -p ironclad-auth --bins --examples
     crates/apiserver/examples/bench.sh target/release {{seconds}} {{objects}}
+
+# the scheduler's decisions alone: latency among many nodes and pods (half a minute); the figures of docs/benchmarks.md
+bench-decisions nodes="5000" pods="50000":
+    cargo run --release -p ironclad-scheduler --example decide -- {{nodes}} {{pods}}
