@@ -65,6 +65,15 @@ pub struct Identity {
     pub member: u64,
 }
 
+/// Why a piece of history cannot be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// It is before this compaction.
+    Compacted(i64),
+    /// The disk does not give it.
+    Lost(Error),
+}
+
 /// The member as services see it.
 pub struct Engine {
     /// The applied state.
@@ -283,18 +292,18 @@ impl Engine {
     /// revision after what was looked at; with the pairs before if asked.
     ///
     /// # Errors
-    /// The last compaction, if the revision is before it.
+    /// What was compacted, or that the disk does not give it.
     pub fn history(
         &self,
         from: i64,
         bytes_max: usize,
         prev: bool,
-    ) -> Result<(Vec<Changes>, i64), i64> {
+    ) -> Result<(Vec<Changes>, i64), Missed> {
         let to = {
             let applied = self.applied.read();
             let mvcc = &applied.mvcc;
             if from < mvcc.compacted() {
-                return Err(mvcc.compacted());
+                return Err(Missed::Compacted(mvcc.compacted()));
             }
             if let Some(mut changes) = mvcc.recent(from, bytes_max) {
                 if prev {
@@ -306,11 +315,12 @@ impl Engine {
             mvcc.recent_from().map_or(mvcc.revision(), |first| first - 1)
         };
         let _whole = self.refill.read();
-        let mut found = self.state.changes(from, to, bytes_max);
+        let found = self.state.changes(from, to, bytes_max);
         let applied = self.applied.read();
         if from < applied.mvcc.compacted() {
-            return Err(applied.mvcc.compacted());
+            return Err(Missed::Compacted(applied.mvcc.compacted()));
         }
+        let mut found = found.map_err(Missed::Lost)?;
         if prev {
             fill_prev(&applied.mvcc, &self.state, &mut found);
         }

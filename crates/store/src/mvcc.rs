@@ -50,7 +50,10 @@ pub trait Archive: Send + Sync {
     }
     /// The changes at revisions `from..=to`, at most about `bytes_max`, whole revisions, oldest
     /// first. The previous pairs are not filled in.
-    fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Vec<Changes>;
+    ///
+    /// # Errors
+    /// `Corrupt` when the disk does not give them: what is missing must not look like nothing.
+    fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Result<Vec<Changes>, Error>;
 }
 
 /// Nothing is ever cold where all values stay in memory.
@@ -59,8 +62,8 @@ impl Archive for () {
         vec![None; wanted.len()]
     }
 
-    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Vec<Changes> {
-        Vec::new()
+    fn changes(&self, _from: i64, _to: i64, _bytes_max: usize) -> Result<Vec<Changes>, Error> {
+        Ok(Vec::new())
     }
 }
 

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use daemon::{Disk as _, SystemDisk};
@@ -22,7 +21,7 @@ use crate::auth::Auth;
 use crate::block::{self, Block, Packer};
 use crate::members::Members;
 use crate::mvcc::record::{self, REVISION_BYTES, Summary};
-use crate::mvcc::{Archive, Changes, LARGE_BYTES, Mvcc, Revision};
+use crate::mvcc::{self, Archive, Changes, LARGE_BYTES, Mvcc, Revision};
 use crate::snapshot::Mark;
 
 const BLOCK: u8 = b'b';
@@ -293,16 +292,50 @@ impl State {
     }
 
     /// The changes of one revision with the values that are elsewhere, if there are any changes.
-    fn whole(&self, main: i64, events: Vec<(Revision, Event, u32)>) -> Option<Changes> {
-        let mut last = None;
-        let filled = events.into_iter().map(|(at, mut event, size)| {
+    fn whole(
+        &self,
+        main: i64,
+        events: Vec<(Revision, Event, u32)>,
+    ) -> sled::Result<Option<Changes>> {
+        let (mut last, mut filled) = (None, Vec::with_capacity(events.len()));
+        for (at, mut event, size) in events {
             if let Some(kv) = event.kv.as_mut().filter(|_| size as usize >= LARGE_BYTES) {
-                kv.value = self.find((at, size), &mut last).ok()??;
+                // Compacted meanwhile: whoever asks looks at that afterwards.
+                let Some(value) = self.find((at, size), &mut last)? else { return Ok(None) };
+                kv.value = value;
             }
-            Some(event)
-        });
-        let events: Arc<[Event]> = filled.collect::<Option<_>>()?;
-        (!events.is_empty()).then_some(Changes { main, events })
+            filled.push(event);
+        }
+        Ok((!filled.is_empty()).then(|| Changes { main, events: filled.into() }))
+    }
+
+    fn changes_on_disk(&self, from: i64, to: i64, bytes_max: usize) -> sled::Result<Vec<Changes>> {
+        let (from, to) = (Revision { main: from, sub: 0 }, Revision { main: to, sub: u32::MAX });
+        // The first may be in the middle of a block.
+        let first = self.block(BLOCK, from)?;
+        let first = first.map_or_else(|| key(BLOCK, from).to_vec(), |(key, _)| key.to_vec());
+        let mut all: Vec<Changes> = Vec::new();
+        let (mut main, mut events, mut bytes) = (from.main, Vec::new(), 0);
+        for item in self.db.range(first..=key(BLOCK, to).to_vec()) {
+            let (_, block) = item?;
+            for (at, record) in block::records(&block) {
+                if at < from || at > to {
+                    continue;
+                }
+                if at.main != main {
+                    all.extend(self.whole(main, std::mem::take(&mut events))?);
+                    if bytes >= bytes_max {
+                        return Ok(all);
+                    }
+                    main = at.main;
+                }
+                let Some((event, size)) = block::read(record) else { continue };
+                bytes += record.len() + size as usize;
+                events.push((at, event, size));
+            }
+        }
+        all.extend(self.whole(main, events)?);
+        Ok(all)
     }
 
     /// Bytes on disk.
@@ -338,33 +371,11 @@ impl Archive for State {
         values
     }
 
-    fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Vec<Changes> {
-        let (from, to) = (Revision { main: from, sub: 0 }, Revision { main: to, sub: u32::MAX });
-        // The first may be in the middle of a block.
-        let first = self.block(BLOCK, from).ok().flatten();
-        let first = first.map_or_else(|| key(BLOCK, from).to_vec(), |(key, _)| key.to_vec());
-        let mut all: Vec<Changes> = Vec::new();
-        let (mut main, mut events, mut bytes) = (from.main, Vec::new(), 0);
-        for item in self.db.range(first..=key(BLOCK, to).to_vec()) {
-            let Ok((_, block)) = item else { break };
-            for (at, record) in block::records(&block) {
-                if at < from || at > to {
-                    continue;
-                }
-                if at.main != main {
-                    all.extend(self.whole(main, std::mem::take(&mut events)));
-                    if bytes >= bytes_max {
-                        return all;
-                    }
-                    main = at.main;
-                }
-                let Some((event, size)) = block::read(record) else { continue };
-                bytes += record.len() + size as usize;
-                events.push((at, event, size));
-            }
-        }
-        all.extend(self.whole(main, events));
-        all
+    fn changes(&self, from: i64, to: i64, bytes_max: usize) -> Result<Vec<Changes>, mvcc::Error> {
+        self.changes_on_disk(from, to, bytes_max).map_err(|error| {
+            tracing::error!(%error, from, to, "cannot read history");
+            mvcc::Error::Corrupt
+        })
     }
 }
 
@@ -454,6 +465,8 @@ fn sync_below(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn put(main: i64, value: &'static [u8]) -> Changes {

@@ -22,6 +22,7 @@ use wire::mvccpb::Event;
 use super::Services;
 use super::auth::Credentials;
 use super::errors::as_text;
+use crate::engine::Missed;
 use crate::replica::Refusal;
 use crate::watch::{Ticket, Watch};
 
@@ -304,20 +305,24 @@ impl WatchStream {
         }
     }
 
-    /// Where a watcher is after one piece of history; nowhere if that is compacted.
+    /// Where a watcher is after one piece of history; nowhere if that is compacted or lost.
     fn advance(&self, watch: &Watch, next: i64) -> Option<Place> {
         let engine = &self.services.engine;
         // What is applied may be ahead of what is published: that part comes from the hub.
         let published = engine.hub.lock().published();
         let (history, reached) = match engine.history(next, CHUNK_BYTES, watch.prev_kv) {
             Ok(found) => found,
-            Err(compacted) => {
+            Err(missed) => {
+                let (compact_revision, reason) = match missed {
+                    Missed::Compacted(revision) => (revision, crate::mvcc::Error::Compacted),
+                    Missed::Lost(error) => (0, error),
+                };
                 self.sink.force(WatchResponse {
                     header: self.header(published),
                     watch_id: watch.id,
                     canceled: true,
-                    compact_revision: compacted,
-                    cancel_reason: crate::mvcc::Error::Compacted.to_string(),
+                    compact_revision,
+                    cancel_reason: reason.to_string(),
                     ..Default::default()
                 });
                 return None;
