@@ -147,7 +147,8 @@ async fn room() -> anyhow::Result<()> {
     ensure!(text.contains("not enough cpu left"), "{text}");
 
     seen.create::<Pod>(pod("important", json!({"priorityClassName": "high"}))).await?;
-    seen.ready_pods("important", 1).await?;
+    let important = seen.ready_pods("important", 1).await?;
+    ensure!(important[0]["status"]["nominatedNodeName"].is_null(), "{:#}", important[0]);
     ensure!(seen.pods("low").is_empty(), "the less important pod had to go");
     let text = why("important")?;
     ensure!(text.contains("default/important runs on"), "{text}");

@@ -128,6 +128,8 @@ impl Api {
             }
             let mut object = old.clone();
             object.set_at(&["spec", "nodeName"], node);
+            // It waits for no other node any more (KEP-5278).
+            object.remove_at(&["status", "nominatedNodeName"]);
             let mut condition = Value::Object(Map::default());
             condition.set("type", "PodScheduled");
             condition.set("status", "True");
