@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::{
     ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,7 @@ use controllers::aggregation::RoleAggregation;
 use controllers::cronjob::CronJobs;
 use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
+use controllers::disruption::Disruptions;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
 use controllers::job::Jobs;
 use controllers::job::strays::StrayPods;
@@ -115,6 +117,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         StatefulSets,
         Jobs,
         CronJobs,
+        Disruptions,
         StrayPods,
         EndpointSlices,
         EndpointsObjects,
@@ -152,6 +155,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         )
         .kind::<DaemonSet>(Select::all().index("namespace", namespace_of))
         .kind::<StatefulSet>(Select::all().index("namespace", namespace_of))
+        .kind::<PodDisruptionBudget>(Select::all().index("namespace", namespace_of))
         .kind::<CronJob>(Select::all())
         .kind::<Job>(Select::all().index("owner", owner_uids).index("namespace", namespace_of))
         .kind::<ControllerRevision>(
