@@ -18,7 +18,7 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ResourceQuota, Service, ServiceAccount,
+    ReplicationController, ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -42,7 +42,7 @@ use controllers::job::Jobs;
 use controllers::job::strays::StrayPods;
 use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
-use controllers::replicaset::ReplicaSets;
+use controllers::replicaset::{ReplicaSets, ReplicationControllers};
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
 use controllers::statefulset::StatefulSets;
 
@@ -113,6 +113,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
     let _ended = start!(
         Deployments,
         ReplicaSets,
+        ReplicationControllers,
         DaemonSets,
         StatefulSets,
         Jobs,
@@ -153,6 +154,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<ReplicaSet>(
             Select::all().index("owner", owner_uids).index("namespace", namespace_of),
         )
+        .kind::<ReplicationController>(Select::all().index("namespace", namespace_of))
         .kind::<DaemonSet>(Select::all().index("namespace", namespace_of))
         .kind::<StatefulSet>(Select::all().index("namespace", namespace_of))
         .kind::<PodDisruptionBudget>(Select::all().index("namespace", namespace_of))

@@ -142,14 +142,14 @@ pub fn claim<T: Object>(
 pub fn adopters<T: Object>(
     cache: &Cache,
     changed: &Changed<'_>,
-    selector: fn(&T) -> Option<&LabelSelector>,
+    selects: fn(&T, &Pod) -> bool,
 ) -> Vec<Key> {
     let Some(pod) = changed.any_as::<Pod>() else { return Vec::new() };
     if pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true)) {
         return Vec::new();
     }
     let owners = cache.find::<T>("namespace", &changed.key.namespace);
-    let wanted = owners.iter().filter(|o| selects(selector(o), pod.metadata.labels.as_ref()));
+    let wanted = owners.iter().filter(|owner| selects(owner, pod));
     wanted.map(|owner| Key::of(owner.metadata())).collect()
 }
 
@@ -172,6 +172,12 @@ pub fn share(of: Option<&IntOrString>, whole: i32, or: i32) -> i32 {
         }
         None => or,
     }
+}
+
+/// Whether a selector selects a pod.
+#[must_use]
+pub fn picks(selector: Option<&LabelSelector>, pod: &Pod) -> bool {
+    selects(selector, pod.metadata.labels.as_ref())
 }
 
 /// Letters that cannot form words, as generated names use them.

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::json;
 
-use crate::pods::{adopters, available_in, claim, is_ready, orphans, phase, share};
+use crate::pods::{adopters, available_in, claim, is_ready, orphans, phase, picks, share};
 use crate::revisions::{self, HASH, hash_of};
 
 /// Pods created or deleted at once.
@@ -62,7 +62,9 @@ impl Controller for DaemonSets {
         Wake::own("DaemonSet"),
         Wake::owner_of("Pod"),
         Wake::owner_of("ControllerRevision"),
-        Wake::keys("Pod", |cache, changed| adopters::<DaemonSet>(cache, changed, selector)),
+        Wake::keys("Pod", |cache, changed| {
+            adopters::<DaemonSet>(cache, changed, |set, pod| picks(selector(set), pod))
+        }),
         Wake::keys("Node", |cache, changed| {
             let (old, new) = (changed.old_as::<Node>(), changed.new_as::<Node>());
             // Heartbeats change nothing that decides where pods are.

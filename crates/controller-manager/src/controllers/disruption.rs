@@ -11,12 +11,12 @@ use client::cache::Changed;
 use client::{Action, Cache, Controller, Key, Plan, Wake};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
-use crate::pods::{is_ready, selects, share};
+use crate::pods::{is_ready, picks, share};
 
 /// An evicted pod that is still there after this was not deleted after all.
 const DELETION_MAX_S: i64 = 120;
@@ -36,7 +36,7 @@ pub struct Disruptions;
 
 fn selected(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
     let selector = budget.spec.as_ref().and_then(|s| s.selector.as_ref());
-    selects(selector, pod.metadata.labels.as_ref())
+    picks(selector, pod)
 }
 
 /// The budgets that a pod has to do with, before and after a change.
@@ -66,6 +66,7 @@ impl Controller for Disruptions {
         Wake::keys("Deployment", of_namespace),
         Wake::keys("ReplicaSet", of_namespace),
         Wake::keys("StatefulSet", of_namespace),
+        Wake::keys("ReplicationController", of_namespace),
     ];
 
     fn observe(cache: &Cache, key: &Key) -> Option<Seen> {
@@ -144,6 +145,10 @@ fn scale(cache: &Cache, pod: &Pod) -> Option<(String, i32)> {
         let set = cache.get::<StatefulSet>(namespace, &owner.name)?;
         let replicas = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
         return Some((owner.uid.clone(), replicas));
+    }
+    if owner.kind == "ReplicationController" {
+        let rc = cache.get::<ReplicationController>(namespace, &owner.name)?;
+        return Some((owner.uid.clone(), rc.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)));
     }
     let set =
         cache.get::<ReplicaSet>(namespace, &owner.name).filter(|_| owner.kind == "ReplicaSet")?;

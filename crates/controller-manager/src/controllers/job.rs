@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
 use crate::pods::{
-    adopters, claim, is_active, is_ended, is_ready, orphans, phase, rank_for_deletion,
+    adopters, claim, is_active, is_ended, is_ready, orphans, phase, picks, rank_for_deletion,
 };
 use conditions::Conditions;
 use policy::Verdict;
@@ -80,7 +80,9 @@ impl Controller for Jobs {
     const WAKES: &'static [Wake] = &[
         Wake::own("Job"),
         Wake::owner_of("Pod"),
-        Wake::keys("Pod", |cache, changed| adopters::<Job>(cache, changed, selector)),
+        Wake::keys("Pod", |cache, changed| {
+            adopters::<Job>(cache, changed, |set, pod| picks(selector(set), pod))
+        }),
     ];
 
     fn observe(cache: &Cache, key: &Key) -> Option<Seen> {

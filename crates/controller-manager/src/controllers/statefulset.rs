@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 use serde_json::{Value, json};
 
-use crate::pods::{adopters, available_in, claim, is_ended, is_ready, orphans, share};
+use crate::pods::{adopters, available_in, claim, is_ended, is_ready, orphans, picks, share};
 use crate::revisions::{self, HASH, Newest, hash_of};
 
 const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
@@ -57,7 +57,9 @@ impl Controller for StatefulSets {
         Wake::own("StatefulSet"),
         Wake::owner_of("Pod"),
         Wake::owner_of("ControllerRevision"),
-        Wake::keys("Pod", |cache, changed| adopters::<StatefulSet>(cache, changed, selector)),
+        Wake::keys("Pod", |cache, changed| {
+            adopters::<StatefulSet>(cache, changed, |set, pod| picks(selector(set), pod))
+        }),
     ];
 
     fn observe(cache: &Cache, key: &Key) -> Option<Seen> {
