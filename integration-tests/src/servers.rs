@@ -36,6 +36,8 @@ pub struct Servers {
     ports: Vec<u16>,
     store: Option<Child>,
     servers: Vec<Option<Child>>,
+    /// What else the servers are told, as `key=value`.
+    pub settings: Vec<String>,
 }
 
 impl Servers {
@@ -54,7 +56,7 @@ impl Servers {
         let ports: Vec<u16> =
             held.iter().map(|l| Ok(l.local_addr()?.port())).collect::<std::io::Result<_>>()?;
         let servers = (0..count).map(|_| None).collect();
-        Ok(Self { dir, ports, store: None, servers })
+        Ok(Self { dir, ports, store: None, servers, settings: Vec::new() })
     }
 
     /// The same, with all of them started and ready.
@@ -115,6 +117,7 @@ impl Servers {
             settings.push(format!("{side}.cert={}", pki("apiserver.crt")));
             settings.push(format!("{side}.key={}", pki("apiserver.key")));
         }
+        settings.extend(self.settings.iter().cloned());
         let child = self.spawn("ironclad-apiserver", &format!("server{at}"), &settings)?;
         self.servers[at] = Some(child);
         Ok(())

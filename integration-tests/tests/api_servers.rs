@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("api_servers_read_what_others_wrote", || machine::block_on(consistent())),
+        trial("api_servers_compact_history", || machine::block_on(compacted())),
         trial("api_servers_are_killed_and_nothing_is_lost", || machine::block_on(killed())),
         trial("api_server_bounds_what_is_half_sent", || machine::block_on(halves())),
         trial("api_server_bounds_bodies", || machine::block_on(bodies())),
@@ -74,6 +75,40 @@ fn version(object: &Value) -> String {
 }
 
 /// What one server acknowledged, the other one shows: by name, in a list, and after a change.
+/// What was newest an interval ago is forgotten; what is there stays.
+async fn compacted() -> anyhow::Result<()> {
+    let mut servers = Servers::prepare(2)?;
+    servers.settings.push("store.compaction_interval_s=1".into());
+    servers.start_store()?;
+    for at in 0..2 {
+        servers.start_server(at)?;
+        servers.ready(at).await?;
+    }
+    let rest = servers.rest(0).await?;
+    for name in ["a", "b", "c"] {
+        create(&rest, name, "first").await?;
+    }
+    let (_, page) = rest.ask(Method::GET, &format!("{MAPS}?limit=1"), "").await?;
+    let token = page["metadata"]["continue"].as_str().context("one page")?.to_owned();
+    let change = json!({"data": {"key": "second"}}).to_string();
+    let (code, answer) = rest.ask(Method::PATCH, &format!("{MAPS}/a"), change).await?;
+    ensure!(code == 200, "{code} {answer}");
+    let next = format!("{MAPS}?limit=1&continue={token}");
+    let too_old = async || {
+        let (code, answer) = rest.ask(Method::GET, &next, "").await?;
+        ensure!(code == 410 && answer["reason"] == "Expired", "{code} {answer}");
+        Ok(())
+    };
+    soon("the page is too old", too_old).await?;
+    let (code, all) = rest.ask(Method::GET, MAPS, "").await?;
+    let names: Vec<String> = all["items"].as_array().into_iter().flatten().map(name).collect();
+    ensure!(
+        code == 200 && ["a", "b", "c"].iter().all(|n| names.iter().any(|x| x == n)),
+        "{names:?}"
+    );
+    create(&servers.rest(1).await?, "d", "first").await
+}
+
 async fn consistent() -> anyhow::Result<()> {
     let servers = Servers::start(2).await?;
     let links = [servers.rest(0).await?, servers.rest(1).await?];

@@ -26,13 +26,25 @@ pub struct Config {
 }
 
 /// Where the store is.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// URLs of an etcd v3 store, comma-separated.
     pub endpoints: String,
     /// Certificates towards it, for `https` URLs.
     pub tls: TlsFiles,
+    /// Seconds after which history is forgotten, 0 for never; watches and pages that begin before it are too old.
+    pub compaction_interval_s: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: "http://127.0.0.1:2379".into(),
+            tls: TlsFiles::default(),
+            compaction_interval_s: 300,
+        }
+    }
 }
 
 /// How tokens are signed and known.
@@ -53,10 +65,7 @@ impl Default for Config {
             listen: "127.0.0.1:6443".into(),
             advertise: String::new(),
             tls: TlsFiles::default(),
-            store: StoreConfig {
-                endpoints: "http://127.0.0.1:2379".into(),
-                tls: TlsFiles::default(),
-            },
+            store: StoreConfig::default(),
             service_cidr: "10.96.0.0/16".into(),
             node_ports: "30000-32767".into(),
             tokens: TokenConfig::default(),

@@ -9,6 +9,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use api::catalog::Catalog;
@@ -122,6 +123,10 @@ pub async fn open(
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);
+    if config.store.compaction_interval_s > 0 {
+        let every = Duration::from_secs(config.store.compaction_interval_s);
+        ctx.tasks.job(storage::compact::run(api.etcd.clone(), every, ctx.clone()));
+    }
     flow::start(&api, ctx);
     ctx.health.ready("etcd");
     let service = grpc::Service { api: api.clone(), ctx: ctx.clone() };

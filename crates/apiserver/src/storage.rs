@@ -3,6 +3,7 @@
 //! Only this module knows how keys are laid out and what stored bytes look like.
 
 pub(crate) mod cache;
+pub(crate) mod compact;
 pub(crate) mod entry;
 pub(crate) mod etcd;
 pub(crate) mod feed;

@@ -8,14 +8,16 @@ use wire::etcdserverpb::kv_client::KvClient;
 use wire::etcdserverpb::lease_client::LeaseClient;
 use wire::etcdserverpb::watch_client::WatchClient;
 use wire::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse,
-    RequestOp, TxnRequest, compare, request_op, response_op,
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, TxnRequest, compare, request_op, response_op,
 };
 
 /// How long the store may take to answer before the client hears of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers may hold a page of large objects.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
+/// The key on which API servers agree who compacts, upstream's.
+const COMPACTED: &[u8] = b"compact_rev_key";
 /// What etcd allows in one transaction.
 pub(crate) const TXN_OPS_MAX: usize = 128;
 
@@ -192,6 +194,46 @@ impl Etcd {
             _ => None,
         });
         Ok(TxnEnd::Failed(present.collect()))
+    }
+
+    /// One turn of compacting, of which each interval has one among all API servers: whoever still knows the newest
+    /// `turn` takes it and compacts up to `revision` (0: not yet). The turn to know next time, and the store's
+    /// revision by now.
+    pub(crate) async fn compact(&self, turn: i64, revision: i64) -> Result<(i64, i64), StoreError> {
+        let key = Bytes::from_static(COMPACTED);
+        let value = Bytes::from(revision.to_string());
+        let put = PutRequest { key: key.clone(), value, ..PutRequest::default() };
+        let request = TxnRequest {
+            compare: vec![Compare {
+                key: key.clone(),
+                target: compare::CompareTarget::Version.into(),
+                result: compare::CompareResult::Equal.into(),
+                target_union: Some(compare::TargetUnion::Version(turn)),
+                range_end: Bytes::new(),
+            }],
+            success: vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }],
+            failure: vec![read(&key)],
+        };
+        let mut kv = self.kv.clone();
+        let answer = Self::within(kv.txn(request)).await?;
+        let now = answer.header.unwrap_or_default().revision;
+        if !answer.succeeded {
+            let taken = answer.responses.into_iter().find_map(|op| match op.response {
+                Some(response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
+                _ => None,
+            });
+            return Ok((taken.map_or(0, |kv| kv.version), now));
+        }
+        if revision > 0 {
+            let mut kv = self.kv.clone();
+            let request = CompactionRequest { revision, physical: false };
+            match Self::within(kv.compact(request)).await {
+                // Somebody else compacts as well.
+                Ok(_) | Err(StoreError::Compacted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((turn + 1, now))
     }
 
     /// A lease that ends after `ttl_s` seconds, for keys that should vanish by themselves.
