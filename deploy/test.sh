@@ -14,6 +14,8 @@ fi
 if [ -n "${CI:-}" ] && [ -z "${CARGO_TARGET_DIR:-}" ]; then
   cache="${XDG_CACHE_HOME:-$HOME/.cache}/ironclad-target"
   mkdir -p "$cache" && export CARGO_TARGET_DIR="$cache"
+  # A new checkout's path makes all of an incremental build's state anew: it would grow by gigabytes a run.
+  export CARGO_INCREMENTAL=0
 fi
 # The same random inputs in every run, so that a red run is about the change; PROPTEST_RNG_SEED=N looks elsewhere.
 export PROPTEST_RNG_SEED="${PROPTEST_RNG_SEED:-1}"
