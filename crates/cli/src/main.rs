@@ -25,6 +25,7 @@ mod layout;
 mod logs;
 mod manifests;
 mod rollout;
+mod simulate;
 mod status;
 mod table;
 mod target;
@@ -82,6 +83,9 @@ enum Command {
     /// Bring images into the nodes' runtimes
     #[command(subcommand)]
     Image(image::Image),
+    /// Try the cluster out with nodes that only seem to be there
+    #[command(subcommand)]
+    Simulate(simulate::Simulate),
 }
 
 /// A duration as Go and kubectl write it: `90s`, `1m30s`, `2h`; a bare number is seconds.
@@ -163,6 +167,7 @@ fn main() -> ExitCode {
         Command::Rollout(command) => done(rollout::rollout(&command)),
         Command::Wait(args) => done(rollout::wait(&args)),
         Command::Image(command) => done(image::main(&command)),
+        Command::Simulate(command) => done(simulate::main(&command)),
     };
     result.unwrap_or_else(|error| {
         complain(&error);

@@ -372,6 +372,18 @@ fn overlay(body: &mut Value, extra: Value) {
     }
 }
 
+/// Whether `next` may be done together with `group`, in any order.
+fn side_by_side(group: &[Action], next: &Action) -> bool {
+    let made_or_gone = |a: &Action| matches!(a.op, Op::Create { .. } | Op::Delete { .. });
+    let Op::Patch { kind, key, .. } = &next.op else {
+        return made_or_gone(next) && group.iter().all(made_or_gone);
+    };
+    group.iter().all(|before| match &before.op {
+        Op::Patch { kind: other, key: patched, .. } => other == kind && patched != key,
+        _ => false,
+    })
+}
+
 /// What became of a plan.
 #[derive(Debug, Default)]
 pub struct Done {
@@ -395,19 +407,15 @@ impl Executor {
         Self { client, events }
     }
 
-    /// Does what `plan` says. Neighbouring creations and deletions run side by side, at most
-    /// eight at a time; everything else in order.
+    /// Does what `plan` says. Neighbouring creations and deletions run side by side, and so do patches of several
+    /// objects of one kind, at most eight at a time; everything else in order.
     pub async fn run(&self, plan: Plan) -> Done {
         let mut done = Done::default();
         let mut rest = plan.actions.into_iter().peekable();
         while let Some(first) = rest.next() {
-            let side_by_side =
-                |action: &Action| matches!(action.op, Op::Create { .. } | Op::Delete { .. });
             let mut group = vec![first];
-            if side_by_side(&group[0]) {
-                while let Some(next) = rest.next_if(side_by_side) {
-                    group.push(next);
-                }
+            while let Some(next) = rest.next_if(|next| side_by_side(&group, next)) {
+                group.push(next);
             }
             let calls = futures::stream::iter(group).map(|action| self.act(action));
             let results: Vec<_> = calls.buffered(CALLS_MAX).collect().await;

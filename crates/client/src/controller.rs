@@ -29,8 +29,6 @@ use crate::cache::{Cache, Changed};
 use crate::queue::Queue;
 use crate::transport::Key;
 
-/// How many keys of one controller are worked on at a time.
-const KEYS_MAX: usize = 16;
 /// How long a key waits for the cache to show what its plan wrote. A write whose event never
 /// comes (an object that a selector hides) must not block its key for ever.
 const EXPECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +41,8 @@ pub trait Controller: Send + Sync + 'static {
     type Seen: Send + Sync;
     /// Which changes make it decide again. The first [`Wake::own`] names the kind of its keys.
     const WAKES: &'static [Wake];
+    /// How many keys are worked on at a time; one where a decision must see what the one before it did.
+    const KEYS_MAX: usize = 16;
 
     /// Reads from the cache what is to be decided about `key`; none when it is gone.
     fn observe(cache: &Cache, key: &Key) -> Option<Self::Seen>;
@@ -128,7 +128,7 @@ pub async fn run<C: Controller>(
     loop {
         tokio::select! {
             () = leading.cancelled() => break,
-            key = queue.next(), if working.len() < KEYS_MAX => {
+            key = queue.next(), if working.len() < C::KEYS_MAX => {
                 working.push(work::<C>(&cache, &executor, &queue, &ctx.clock, key));
             }
             Some(()) = working.next() => {}

@@ -40,7 +40,7 @@ use controllers::disruption::Disruptions;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
 use controllers::job::Jobs;
 use controllers::job::strays::StrayPods;
-use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange};
+use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange, range_of};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::{ReplicaSets, ReplicationControllers};
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
@@ -177,7 +177,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<Namespace>(Select::all())
         .kind::<ServiceAccount>(Select::all())
         .kind::<ConfigMap>(Select::all().fields("metadata.name=kube-root-ca.crt"))
-        .kind::<Node>(Select::all())
+        .kind::<Node>(Select::all().index("range", range_of))
         .kind::<PersistentVolumeClaim>(Select::all().index("namespace", namespace_of))
         .kind::<PersistentVolume>(Select::all())
         .kind::<ClusterRole>(Select::all())

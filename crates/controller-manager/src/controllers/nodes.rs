@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::pods::condition;
 
+/// How long a node without a range waits until it is looked whether one has become free.
+const FULL_WAIT: Duration = Duration::from_secs(60);
 /// Where nodes renew their leases.
 const LEASES: &str = "kube-node-lease";
 /// Silence after which a node's state is unknown.
@@ -58,62 +60,78 @@ impl PodRange {
         let _ = RANGE.set(self);
     }
 
+    fn count(self) -> usize {
+        1 << (self.node_prefix - self.prefix)
+    }
+
     fn parts(self) -> impl Iterator<Item = String> {
-        let count = 1_u32 << (self.node_prefix - self.prefix);
         let size = 1_u32 << (32 - self.node_prefix);
-        (0..count).map(move |part| {
+        (0..self.count() as u32).map(move |part| {
             format!("{}/{}", Ipv4Addr::from(self.base + part * size), self.node_prefix)
         })
     }
 }
 
-/// Deals out pod ranges.
+/// How many nodes get their ranges by one decision.
+const DEALT_MAX: usize = 256;
+
+/// Index function: the range of a node's pods, or empty while it has none.
+pub fn range_of(node: &Node) -> Vec<String> {
+    vec![node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).unwrap_or_default()]
+}
+
+/// Nodes without a range, and the ranges that others have.
+#[derive(Debug)]
+pub struct SeenRanges {
+    range: PodRange,
+    waiting: Vec<Arc<Node>>,
+    taken: BTreeSet<String>,
+}
+
+/// Deals out pod ranges, to all nodes that wait at once.
 #[derive(Debug)]
 pub struct NodeRanges;
 
 impl Controller for NodeRanges {
     const NAME: &'static str = "node-ipam";
-    type Seen = (Arc<Node>, BTreeSet<String>);
-    const WAKES: &'static [Wake] = &[
-        Wake::own("Node"),
-        // A node that got its range lets the next one have its turn.
-        Wake::keys("Node", |cache, _| {
-            let waiting =
-                |n: &Arc<Node>| n.spec.as_ref().and_then(|s| s.pod_cidr.as_ref()).is_none();
-            cache
-                .list::<Node>()
-                .iter()
-                .filter(|n| waiting(n))
-                .map(|n| Key::of(&n.metadata))
-                .collect()
-        }),
-    ];
+    type Seen = SeenRanges;
+    const WAKES: &'static [Wake] = &[Wake::own("Node")];
+    // No range is dealt out twice.
+    const KEYS_MAX: usize = 1;
 
-    fn observe(cache: &Cache, key: &Key) -> Option<Self::Seen> {
+    fn observe(cache: &Cache, key: &Key) -> Option<SeenRanges> {
         let node = cache.at::<Node>(key)?;
-        let range = |node: &Node| node.spec.as_ref().and_then(|s| s.pod_cidr.clone());
-        if range(&node).is_some() {
+        let range = *RANGE.get()?;
+        if range_of(&node) != [""] {
             return None;
         }
-        let nodes = cache.list::<Node>();
-        let first = nodes.iter().filter(|n| range(n).is_none()).map(|n| &n.metadata.name).min();
-        if first != Some(&node.metadata.name) {
-            // One after the other, so that no range is dealt out twice.
-            return None;
+        let mut waiting = cache.find::<Node>("range", "");
+        if cache.count::<Node>() - waiting.len() >= range.count() {
+            return Some(SeenRanges { range, waiting: vec![node], taken: range.parts().collect() });
         }
-        Some((node, nodes.iter().filter_map(|n| range(n)).collect()))
+        waiting.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        waiting.truncate(DEALT_MAX);
+        if !waiting.iter().any(|other| other.metadata.name == node.metadata.name) {
+            waiting.push(node);
+        }
+        let taken = cache.list::<Node>().iter().flat_map(|node| range_of(node)).collect();
+        Some(SeenRanges { range, waiting, taken })
     }
 
-    fn reconcile((node, taken): &Self::Seen, _: Timestamp) -> Plan {
-        let Some(range) = RANGE.get() else { return Plan::new() };
-        let Some(part) = range.parts().find(|p| !taken.contains(p)) else {
-            let message = "No pod range is left for this node";
-            return Plan::new()
-                .push(Action::event(&**node, "Warning", "CIDRNotAvailable", message))
-                .requeue_after(Duration::from_secs(60));
-        };
-        let change = json!({"spec": {"podCIDR": part, "podCIDRs": [part]}});
-        Plan::new().push(Action::merge_if_unchanged(&**node, change))
+    fn reconcile(seen: &SeenRanges, _: Timestamp) -> Plan {
+        let mut free = seen.range.parts().filter(|part| !seen.taken.contains(part));
+        let mut plan = Plan::new();
+        for node in &seen.waiting {
+            let Some(part) = free.next() else {
+                let message = "No pod range is left for this node";
+                return plan
+                    .push(Action::event(&**node, "Warning", "CIDRNotAvailable", message))
+                    .requeue_after(FULL_WAIT);
+            };
+            let change = json!({"spec": {"podCIDR": part, "podCIDRs": [part]}});
+            plan = plan.push(Action::merge_if_unchanged(&**node, change));
+        }
+        plan
     }
 }
 
@@ -397,6 +415,18 @@ mod tests {
         ]}})).unwrap();
         assert_eq!(stay_s(&pod, &node, at(100)), Some(200));
         assert_eq!(stay_s(&Pod::default(), &node, at(100)), Some(0));
+    }
+
+    #[test]
+    fn all_that_wait_get_ranges_until_none_is_left() {
+        let range = PodRange::parse("10.244.0.0/22").unwrap();
+        let waiting: Vec<Arc<Node>> =
+            (0..17).map(|_| Arc::new(node("True", Value::Null))).collect();
+        let taken = BTreeSet::from(["10.244.0.0/26".to_owned()]);
+        let plan = NodeRanges::reconcile(&SeenRanges { range, waiting, taken }, at(0));
+        let lines: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.iter().filter(|l| l.starts_with("patch")).count(), 15);
+        assert_eq!(lines[15..], ["event n CIDRNotAvailable"]);
     }
 
     #[test]
