@@ -30,6 +30,6 @@ impl Default for Config {
 
 impl daemon::Config for Config {
     fn check(&mut self) -> anyhow::Result<()> {
-        crate::controllers::nodes::PodRange::parse(&self.pod_cidr).map(|_| ())
+        crate::controllers::ipam::PodRange::parse(&self.pod_cidr).map(|_| ())
     }
 }

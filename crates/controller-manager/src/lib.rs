@@ -38,9 +38,11 @@ use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::disruption::Disruptions;
 use controllers::endpoints::{EndpointSlices, EndpointsObjects};
+use controllers::eviction::PodEviction;
+use controllers::ipam::{NodeRanges, PodRange, range_of};
 use controllers::job::Jobs;
 use controllers::job::strays::StrayPods;
-use controllers::nodes::{NodeLifecycle, NodeRanges, PodEviction, PodRange, range_of};
+use controllers::nodes::{NodeLifecycle, Pulses};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::{ReplicaSets, ReplicationControllers};
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
@@ -97,6 +99,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
     let cache = cache(&client, &inner);
     let executor =
         Executor::new(client.clone(), Recorder::start(client.clone(), COMPONENT, "", &inner));
+    Pulses::listen(&cache, &inner.clock);
     macro_rules! start {
         ($($controller:ty),* $(,)?) => {
             tokio::join!($(
@@ -105,6 +108,9 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                 )
             ),*,
                 controllers::quota::run(client.clone(), cache.clone(), leading.clone()),
+                controllers::podgc::run(
+                    client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
+                ),
                 controllers::garbage::run(client.clone(), inner.clone(), leading.clone()),
                 controllers::namespace::run(client.clone(), cache.clone(), inner.clone(), leading.clone()),
             )
@@ -182,6 +188,6 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<PersistentVolume>(Select::all())
         .kind::<ClusterRole>(Select::all())
         .kind::<ResourceQuota>(Select::all())
-        .kind::<Lease>(Select::all().namespace("kube-node-lease"))
+        .kind::<Lease>(Select::all().namespace("kube-node-lease").project(&["spec.renewTime"]))
         .start(ctx)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use client::act::controlled_by;
 use client::cache::Changed;
 use client::transport::Object;
-use client::{Action, Cache, Key, Plan};
+use client::{Action, Cache, Key, Patch, Plan};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
@@ -20,6 +20,29 @@ pub const TEMPLATE_HASH: &str = "pod-template-hash";
 #[must_use]
 pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
+}
+
+/// Says in the pod's status why it is taken away, and that it failed where a phase is given.
+#[must_use]
+pub fn disrupted(
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    phase: Option<&str>,
+    now: Timestamp,
+) -> Action {
+    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let mut status = json!({"conditions": [{
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": at,
+    }]});
+    if let Some(phase) = phase {
+        status["phase"] = json!(phase);
+    }
+    Action::patch(pod, "status", Patch::Strategic(json!({ "status": status })))
 }
 
 /// Whether the pod's Ready condition is true.
