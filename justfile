@@ -69,3 +69,18 @@ bench-apiserver seconds="5" objects="10000":
 # the scheduler's decisions alone: latency among many nodes and pods (half a minute); the figures of docs/benchmarks.md
 bench-decisions nodes="5000" pods="50000":
     cargo run --release -p ironclad-scheduler --example decide -- {{nodes}} {{pods}}
+
+# the scheduler with simulated nodes (needs root; a minute); the figures of docs/benchmarks.md
+bench-scheduler nodes="1000" pods="5000":
+    cargo build --release --bins
+    cargo bench -p integration-tests --bench workloads -- scheduler {{nodes}} {{pods}}
+
+# the controllers with simulated nodes (needs root; two minutes); the figures of docs/benchmarks.md
+bench-controllers:
+    cargo build --release --bins
+    cargo bench -p integration-tests --bench workloads -- controllers
+
+# very many simulated nodes, and pods at a fixed rate (needs root; minutes, and gigabytes)
+bench-fleet nodes="130000" rate="1000" seconds="60":
+    cargo build --release --bins
+    cargo bench -p integration-tests --bench workloads -- fleet {{nodes}} {{rate}} {{seconds}}

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
 
 use crate::{machine, program};
 
@@ -150,6 +153,30 @@ impl Apart {
     pub fn log(&self, daemon: &str) -> String {
         let path = self.dir.path().join(format!("{daemon}.log"));
         std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Writes the administrator's kubeconfig where `ironclad --data-dir` looks for it; returns that directory.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig(&self) -> anyhow::Result<PathBuf> {
+        let text = |file: &str| -> anyhow::Result<String> {
+            Ok(STANDARD.encode(std::fs::read(self.etc().join("pki").join(file))?))
+        };
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "ironclad",
+            "clusters": [{"name": "ironclad", "cluster": {
+                "server": "https://127.0.0.1:6443", "certificate-authority-data": text("ca.crt")?,
+            }}],
+            "users": [{"name": "admin", "user": {
+                "client-certificate-data": text("admin.crt")?, "client-key-data": text("admin.key")?,
+            }}],
+            "contexts": [{"name": "ironclad", "context": {"cluster": "ironclad", "user": "admin"}}],
+        });
+        let dir = self.dir.path().join("var");
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(dir.join("admin.kubeconfig"), config.to_string())?;
+        Ok(dir)
     }
 
     /// A client of the administrator.

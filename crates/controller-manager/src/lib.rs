@@ -37,7 +37,9 @@ use controllers::cronjob::CronJobs;
 use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::disruption::Disruptions;
-use controllers::endpoints::{EndpointSlices, EndpointsObjects};
+use controllers::endpoints::EndpointsObjects;
+use controllers::endpointslice::EndpointSlices;
+use controllers::endpointslice::mirroring::EndpointsMirror;
 use controllers::eviction::PodEviction;
 use controllers::ipam::{NodeRanges, PodRange, range_of};
 use controllers::job::Jobs;
@@ -128,6 +130,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         StrayPods,
         EndpointSlices,
         EndpointsObjects,
+        EndpointsMirror,
         ServiceAccounts,
         RootCas,
         NodeRanges,
