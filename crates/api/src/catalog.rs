@@ -18,6 +18,7 @@ mod autoscaling;
 mod batch;
 pub(crate) mod convert;
 mod core;
+mod metrics;
 mod networking;
 mod policy;
 mod rbac;
@@ -275,6 +276,14 @@ impl Catalog {
         ] {
             rows.extend(part.iter().map(|row| Arc::new(row.resource())));
         }
+        Self::of(rows)
+    }
+
+    /// This catalog with the resource metrics API.
+    #[must_use]
+    pub fn with_metrics(&self) -> Self {
+        let mut rows = self.rows.clone();
+        rows.extend(metrics::ROWS.iter().map(|row| Arc::new(row.resource())));
         Self::of(rows)
     }
 
@@ -549,6 +558,13 @@ impl Row {
     pub(crate) const fn transient(mut self) -> Self {
         self.stored = false;
         self.verbs = &["create"];
+        self
+    }
+
+    /// Answered from what is measured, never stored.
+    pub(crate) const fn measured(mut self) -> Self {
+        self.stored = false;
+        self.verbs = &["get", "list"];
         self
     }
 

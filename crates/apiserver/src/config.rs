@@ -21,6 +21,8 @@ pub struct Config {
     pub node_ports: String,
     /// Service-account tokens.
     pub tokens: TokenConfig,
+    /// Serve `metrics.k8s.io` from the node agents; false where a metrics server is registered for it.
+    pub metrics_api: bool,
     /// Certificate with which node agents are called, and their authority.
     pub node: TlsFiles,
 }
@@ -69,6 +71,7 @@ impl Default for Config {
             service_cidr: "10.96.0.0/16".into(),
             node_ports: "30000-32767".into(),
             tokens: TokenConfig::default(),
+            metrics_api: true,
             node: TlsFiles::default(),
         }
     }

@@ -79,7 +79,10 @@ pub async fn open(
     ctx: &Context,
 ) -> anyhow::Result<Server> {
     ctx.health.missing("etcd");
-    let catalog = Catalog::builtin();
+    let catalog = match config.metrics_api {
+        true => Catalog::builtin().with_metrics(),
+        false => Catalog::builtin(),
+    };
     let etcd = storage::etcd::Etcd::new(store);
     let mut prefixes: Vec<String> =
         catalog.all().iter().filter(|r| r.stored).map(|r| r.storage_prefix.to_string()).collect();
@@ -120,6 +123,7 @@ pub async fn open(
         metrics: metrics::Metrics::new(&ctx.metrics),
         bodies: http::Bodies::default(),
         swagger: registry::Swagger::default(),
+        readings: registry::usage::Readings::default(),
     });
     bootstrap::create(&api, advertised(config)?).await.context("create the first objects")?;
     custom::start(&api, ctx);

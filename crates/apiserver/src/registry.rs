@@ -31,6 +31,7 @@ pub(crate) mod delete;
 pub(crate) mod list;
 pub(crate) mod subresource;
 pub(crate) mod update;
+pub(crate) mod usage;
 pub(crate) mod watch;
 
 /// The registry and all it stands on.
@@ -49,6 +50,7 @@ pub(crate) struct Api {
     pub(crate) metrics: crate::metrics::Metrics,
     pub(crate) bodies: crate::http::Bodies,
     pub(crate) swagger: Swagger,
+    pub(crate) readings: usage::Readings,
 }
 
 /// What was served last as OpenAPI v2, and the catalog that it describes: it is large, and changes with that only.
@@ -132,6 +134,9 @@ impl Api {
         }
         if !request.resource.has_verb(request.action.verb()) {
             return Err(ApiError::MethodNotAllowed);
+        }
+        if !request.resource.stored && request.resource.group == usage::GROUP {
+            return self.used(&request).await;
         }
         if !request.resource.stored {
             return hooks::review::answer(self, request).await;

@@ -98,6 +98,8 @@ fn api_config(args: &Args, layout: &Layout, own: Option<String>) -> apiserver::C
         tls: tls("apiserver"),
         node: tls("apiserver"),
         service_cidr: args.service_cidr.clone(),
+        // Without nodes nothing is measured.
+        metrics_api: !args.api_only,
         tokens: apiserver::TokenConfig {
             key: file("sa.key"),
             file: args.token_file.as_deref().map(path_text).unwrap_or_default(),

@@ -180,6 +180,11 @@ impl Fleet {
         format!("{}{index}", self.args.prefix)
     }
 
+    /// The prefix as labels allow it.
+    fn label(&self) -> &str {
+        self.args.prefix.trim_matches(|c: char| !c.is_ascii_alphanumeric())
+    }
+
     fn is_ours(&self, pod: &Pod) -> bool {
         let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
         let number = node.strip_prefix(self.args.prefix.as_str());
@@ -209,7 +214,7 @@ impl Fleet {
         };
         let node = json!({
             "metadata": {"name": name, "labels": {
-                FLEET: self.args.prefix,
+                FLEET: self.label(),
                 "kubernetes.io/hostname": name,
                 "kubernetes.io/os": "linux",
                 "kubernetes.io/arch": "amd64",
@@ -402,7 +407,7 @@ impl Fleet {
 
     /// Removes the nodes; the pods on them are collected by the cluster.
     async fn leave(&self) -> anyhow::Result<()> {
-        let scope = Scope { labels: format!("{FLEET}={}", self.args.prefix), ..Scope::default() };
+        let scope = Scope { labels: format!("{FLEET}={}", self.label()), ..Scope::default() };
         let gone = self.clients[0].delete_all_raw(&Kind::of::<Node>(), &scope).await;
         crate::say!("{} nodes removed", gone.context("remove the nodes")?);
         Ok(())

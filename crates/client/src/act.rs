@@ -192,6 +192,13 @@ impl Action {
         })
     }
 
+    /// Sets the replicas of an object of any kind that has a scale.
+    #[must_use]
+    pub fn scale(kind: Kind, key: Key, replicas: i64) -> Self {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        Self::from(Op::Patch { kind, key, subresource: "scale".to_owned(), patch })
+    }
+
     /// Records an event about `about`; `severity` is `Normal` or `Warning`.
     #[must_use]
     pub fn event<T: Object>(

@@ -362,6 +362,16 @@ impl Client {
         call!(self, get, timed(request))
     }
 
+    /// Reads the scale of an object of any kind that has one.
+    ///
+    /// # Errors
+    /// `NotFound`, and whatever else the server says.
+    pub async fn get_scale(&self, kind: &Kind, key: &Key) -> Result<pb::Object> {
+        let key = kind.key(&key.namespace, &key.name);
+        let request = pb::GetRequest { key, subresource: "scale".into(), ..Default::default() };
+        call!(self, get, timed(request))
+    }
+
     /// Reads those parts of one object that `scope` names; its selectors are not looked at.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The controllers, one module each.
 
 pub mod aggregation;
+pub mod autoscaler;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;

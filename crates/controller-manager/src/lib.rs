@@ -14,6 +14,7 @@ use daemon::{Channel, Context};
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -110,6 +111,9 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                 )
             ),*,
                 controllers::quota::run(client.clone(), cache.clone(), leading.clone()),
+                controllers::autoscaler::run(
+                    client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
+                ),
                 controllers::podgc::run(
                     client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 ),
@@ -191,6 +195,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<PersistentVolume>(Select::all())
         .kind::<ClusterRole>(Select::all())
         .kind::<ResourceQuota>(Select::all())
+        .kind::<HorizontalPodAutoscaler>(Select::all())
         .kind::<Lease>(Select::all().namespace("kube-node-lease").project(&["spec.renewTime"]))
         .start(ctx)
 }

@@ -3,6 +3,7 @@
 use super::{age, int, or, selector};
 use crate::meta;
 use crate::object::Value;
+use crate::quantity::Quantity;
 use crate::time::{self, Timestamp};
 
 fn name(v: &Value) -> Value {
@@ -197,6 +198,30 @@ pub fn network_policy(v: &Value, now: Timestamp) -> Vec<Value> {
 /// ServiceCIDR.
 pub fn service_cidr(v: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(v), joined(v["spec"]["cidrs"].items().iter().map(Value::text)).into(), age(v, now)]
+}
+
+/// What a node uses.
+pub fn node_metrics(v: &Value, _: Timestamp) -> Vec<Value> {
+    let used = |name: &str| v.str_at(&["usage", name]).unwrap_or("0").to_owned();
+    vec![name(v), used("cpu").into(), used("memory").into(), window(v)]
+}
+
+/// What all containers of a pod use.
+pub fn pod_metrics(v: &Value, _: Timestamp) -> Vec<Value> {
+    let used = |name: &str| {
+        let containers = v.at(&["containers"]).map(Value::items).unwrap_or_default();
+        let each = containers.iter().filter_map(|c| c.str_at(&["usage", name]));
+        let sum = each
+            .filter_map(|text| Quantity::parse(text).ok())
+            .reduce(Quantity::plus)
+            .map_or_else(|| "0".to_owned(), |sum| sum.to_string());
+        Value::from(sum)
+    };
+    vec![name(v), used("cpu"), used("memory"), window(v)]
+}
+
+fn window(v: &Value) -> Value {
+    v.str_at(&["window"]).unwrap_or_default().into()
 }
 
 /// PodDisruptionBudget.
