@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 const CREATORS: usize = 64;
 const CONTROL_PLANE: [&str; 4] = ["store", "apiserver", "scheduler", "controller-manager"];
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(600);
 
 fn main() {
@@ -142,8 +143,15 @@ impl Bench {
         let began = Instant::now();
         let mut changes = self.cache.changes();
         while !holds() {
-            let changed = tokio::time::timeout(PATIENCE, changes.changed()).await;
-            changed.unwrap_or_else(|_| panic!("not in time: {what}")).unwrap();
+            assert!(began.elapsed() < PATIENCE, "not in time: {what}");
+            for (name, pid) in &self.pids {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                let ended = stat.is_empty() || stat.contains(") Z");
+                assert!(!ended, "{name} has ended:\n{}", self.apart.log(name));
+            }
+            // Nothing may change any more; then look again.
+            let changed = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
+            changed.is_ok_and(|changed| changed.is_err()).then(|| panic!("the watch has ended"));
         }
         began.elapsed()
     }

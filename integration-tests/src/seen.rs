@@ -7,6 +7,7 @@ use client::transport::{Object, Scope};
 use client::{Cache, Client, Patch, Select};
 use daemon::Context;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service, ServiceAccount};
@@ -72,6 +73,7 @@ impl Seen {
             .kind::<ReplicaSet>(Select::all())
             .kind::<Job>(Select::all())
             .kind::<CronJob>(Select::all())
+            .kind::<HorizontalPodAutoscaler>(Select::all())
             .kind::<EndpointSlice>(Select::all())
             .kind::<Lease>(Select::all())
             .start(&ctx);

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use client::Patch;
-use client::transport::Delete;
+use client::transport::{Delete, Scope};
+use client::{Kind, Patch};
 use integration_tests::load::{Load, fetch};
 use integration_tests::{Cluster, Seen, container, machine, name, ready, uid};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         ("root_node_starts_containers_in_order", || machine::block_on(order())),
         ("root_node_gives_pods_env_and_volumes", || machine::block_on(contents())),
         ("root_node_runs_jobs_to_their_end", || machine::block_on(jobs())),
+        ("root_node_is_measured_and_scales_by_use", || machine::block_on(scaled_by_use())),
     ])
 }
 
@@ -474,5 +476,67 @@ async fn jobs() -> anyhow::Result<()> {
         (!left).then_some(())
     })
     .await?;
+    cluster.check_log(&[])
+}
+
+/// What pods use is known without anything installed, and a HorizontalPodAutoscaler goes by it.
+async fn scaled_by_use() -> anyhow::Result<()> {
+    let cluster = Cluster::with_node()?;
+    cluster.up()?;
+    let seen = cluster.seen().await?;
+    let requests = json!({"resources": {"requests": {"memory": "1Mi", "cpu": "10m"}}});
+    seen.create::<Deployment>(deployment("web", 1, &requests)).await?;
+    seen.ready_pods("web", 1).await?;
+    let measured = |resource: &str| Kind {
+        group: "metrics.k8s.io".into(),
+        version: "v1beta1".into(),
+        resource: resource.into(),
+    };
+    let everything = Scope::default();
+    let (nodes, _) = seen.client.list_raw(&measured("nodes"), &everything).await?;
+    let node: Value = serde_json::from_slice(&nodes.first().context("no node measured")?.json)?;
+    ensure!(node["usage"]["memory"].as_str().is_some_and(|m| m.ends_with("Ki")), "{node}");
+    let of_web =
+        Scope { namespace: "default".into(), labels: "app=web".into(), ..Scope::default() };
+    let (pods, _) = seen.client.list_raw(&measured("pods"), &of_web).await?;
+    ensure!(pods.len() == 1, "{} pods measured", pods.len());
+    let pod: Value = serde_json::from_slice(&pods[0].json)?;
+    ensure!(pod["containers"][0]["name"] == "web" && pod["window"].is_string(), "{pod}");
+
+    // Any process uses more than a kilobyte: as many as may be.
+    let metric = json!({"type": "Resource", "resource":
+        {"name": "memory", "target": {"type": "AverageValue", "averageValue": "1Ki"}}});
+    seen.create::<HorizontalPodAutoscaler>(json!({
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
+            "minReplicas": 1, "maxReplicas": 3, "metrics": [metric],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+        },
+    }))
+    .await?;
+    seen.ready_pods("web", 3).await?;
+    let scaler = |wanted: i64| {
+        let seen = &seen;
+        async move {
+            let what = format!("the status says {wanted}");
+            seen.until(&what, |s| {
+                let scaler = s.one::<HorizontalPodAutoscaler>("default", "web")?;
+                let status = &scaler["status"];
+                let is = status["currentReplicas"] == wanted && status["desiredReplicas"] == wanted;
+                is.then_some(scaler)
+            })
+            .await
+        }
+    };
+    let status = scaler(3).await?["status"].clone();
+    let mut limited = status["conditions"].as_array().into_iter().flatten();
+    let limited = limited.find(|c| c["type"] == "ScalingLimited");
+    ensure!(limited.is_some_and(|c| c["reason"] == "TooManyReplicas"), "{status}");
+    // And down again, by another goal.
+    let goal = json!([{"op": "replace", "path": "/spec/metrics/0/resource/target/averageValue", "value": "10Gi"}]);
+    seen.client.patch::<HorizontalPodAutoscaler>("default", "web", "", Patch::Json(goal)).await?;
+    scaler(1).await?;
+    seen.ready_pods("web", 1).await?;
     cluster.check_log(&[])
 }

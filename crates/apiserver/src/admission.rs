@@ -9,6 +9,7 @@ use api::object::Value;
 use crate::registry::Api;
 use crate::request::{Action, Request};
 
+mod certificates;
 mod classes;
 mod limits;
 mod namespace_lifecycle;
@@ -94,5 +95,6 @@ pub(crate) async fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     classes::validate_resize(review)?;
     pods::validate_resize(review)?;
     classes::validate_runtime(review)?;
+    certificates::validate(review)?;
     rbac::validate(review)
 }

@@ -107,6 +107,10 @@ impl Authority {
         &self.pair
     }
 
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
     /// Issues a certificate for `subject`: for clients, and for servers where it has hosts.
     ///
     /// # Errors
@@ -145,6 +149,16 @@ fn params(
     if let Some(group) = group {
         params.distinguished_name.push(DnType::OrganizationName, group);
     }
+    lifetime(&mut params, now, life)?;
+    Ok(params)
+}
+
+/// Sets from when until when a certificate holds.
+pub(crate) fn lifetime(
+    params: &mut CertificateParams,
+    now: i64,
+    life: Duration,
+) -> Result<(), PkiError> {
     let at = |seconds: i64| {
         time::OffsetDateTime::from_unix_timestamp(seconds)
             .map_err(|_| PkiError::Pem("time out of range".into()))
@@ -152,7 +166,7 @@ fn params(
     let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
     params.not_before = at(now.saturating_sub(seconds(BACKDATE)))?;
     params.not_after = at(now.saturating_add(seconds(life)))?;
-    Ok(params)
+    Ok(())
 }
 
 /// The DER form of the first certificate in `pem`.

@@ -64,7 +64,7 @@ pub(crate) async fn run(
     kubeconfig::write(&layout.kubeconfig(), &url, pki.ca(), &admin)?;
     board.running("API server");
     if !args.api_only {
-        control_plane(args, pki.ca(), &server, board, &ctx);
+        control_plane(args, layout, pki.ca(), &server, board, &ctx);
     }
     if want_node {
         node(args, layout, &server, &agents, own, board, &ctx).await?;
@@ -128,7 +128,14 @@ async fn store(args: &Args, layout: &Layout, ctx: &Context) -> anyhow::Result<Ch
 }
 
 /// Scheduler and controllers, each its own user, each started again if it ends.
-fn control_plane(args: &Args, ca: &str, server: &Server, board: &Board, ctx: &Context) {
+fn control_plane(
+    args: &Args,
+    layout: &Layout,
+    ca: &str,
+    server: &Server,
+    board: &Board,
+    ctx: &Context,
+) {
     let user = |name: &str| User::authenticated(name, &[]);
     let channel = server.channel(user("system:kube-scheduler"));
     supervise("scheduler", board, ctx, move |inner| {
@@ -138,10 +145,13 @@ fn control_plane(args: &Args, ca: &str, server: &Server, board: &Board, ctx: &Co
     });
     let channel = server.channel(user("system:kube-controller-manager"));
     let (ca, pod_cidr) = (ca.to_owned(), args.pod_cidr.clone());
+    let file = |name: &str| layout.pki().join(name).display().to_string();
+    let signing = controller_manager::Signing { cert: file("ca.crt"), key: file("ca.key") };
     supervise("controller-manager", board, ctx, move |inner| {
         let config = controller_manager::Config {
             pod_cidr: pod_cidr.clone(),
             leader_elect: false,
+            signing: signing.clone(),
             ..controller_manager::Config::default()
         };
         let (channel, ca) = (channel.clone(), ca.clone());

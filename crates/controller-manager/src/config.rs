@@ -1,5 +1,7 @@
 //! Settings of the controller manager.
 
+use anyhow::Context as _;
+use auth::pki::{Authority, Pair};
 use daemon::tls::TlsFiles;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,35 @@ pub struct Config {
     pub pod_cidr: String,
     /// Whether work waits until this process holds the lease; off where there is only one.
     pub leader_elect: bool,
+    /// The authority with which requests for certificates are signed.
+    pub signing: Signing,
+}
+
+/// Files of an authority; empty where nothing is to be signed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signing {
+    /// Its certificate.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl Signing {
+    /// The authority, if there is one.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn authority(&self) -> anyhow::Result<Option<Authority>> {
+        if self.cert.is_empty() && self.key.is_empty() {
+            return Ok(None);
+        }
+        let read = |what: &str, path: &str| {
+            std::fs::read_to_string(path).with_context(|| format!("signing.{what}: read {path:?}"))
+        };
+        let pair = Pair { cert: read("cert", &self.cert)?, key: read("key", &self.key)? };
+        Ok(Some(Authority::load(&pair).context("signing: read the authority")?))
+    }
 }
 
 impl Default for Config {
@@ -24,6 +55,7 @@ impl Default for Config {
             tls: TlsFiles::default(),
             pod_cidr: "10.244.0.0/16".into(),
             leader_elect: true,
+            signing: Signing::default(),
         }
     }
 }

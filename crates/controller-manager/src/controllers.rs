@@ -3,6 +3,7 @@
 pub mod aggregation;
 pub mod autoscaler;
 pub mod cronjob;
+pub mod csr;
 pub mod daemonset;
 pub mod deployment;
 pub mod disruption;

@@ -16,6 +16,7 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
@@ -31,10 +32,11 @@ pub mod controllers;
 pub mod pods;
 pub mod revisions;
 
-pub use config::Config;
+pub use config::{Config, Signing};
 
 use controllers::aggregation::RoleAggregation;
 use controllers::cronjob::CronJobs;
+use controllers::csr::CertificateSigning;
 use controllers::daemonset::DaemonSets;
 use controllers::deployment::Deployments;
 use controllers::disruption::Disruptions;
@@ -76,6 +78,7 @@ pub async fn start(
 ) -> anyhow::Result<()> {
     PodRange::parse(&config.pod_cidr)?.publish();
     controllers::serviceaccount::publish(ca);
+    controllers::csr::publish(config.signing.authority()?);
     let client = Client::new(channel, COMPONENT);
     if !config.leader_elect {
         work(client, ctx.clone(), ctx.shutdown.clone()).await;
@@ -114,6 +117,9 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                 controllers::autoscaler::run(
                     client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 ),
+                controllers::csr::approve(
+                    client.clone(), cache.clone(), inner.clone(), leading.clone()
+                ),
                 controllers::podgc::run(
                     client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 ),
@@ -143,6 +149,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         ClaimProtection,
         VolumeProtection,
         RoleAggregation,
+        CertificateSigning,
     );
 }
 
@@ -196,6 +203,7 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<ClusterRole>(Select::all())
         .kind::<ResourceQuota>(Select::all())
         .kind::<HorizontalPodAutoscaler>(Select::all())
+        .kind::<CertificateSigningRequest>(Select::all())
         .kind::<Lease>(Select::all().namespace("kube-node-lease").project(&["spec.renewTime"]))
         .start(ctx)
 }
