@@ -144,6 +144,7 @@ fn shape(ty: &str, index: &BTreeMap<String, usize>) -> String {
         "bytes" => "Bytes",
         "time" => "Time",
         "microtime" => "MicroTime",
+        "duration" => "Duration",
         "quantity" => "Quantity",
         "intstr" => "IntOrString",
         "raw" => "RawObject",

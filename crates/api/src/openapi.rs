@@ -315,7 +315,7 @@ fn shape_schema(shape: &Shape, name: &str, need: &mut dyn FnMut(&str)) -> Value 
         json!({ "$ref": format!("{SCHEMAS}{target}") })
     };
     match shape {
-        Shape::String => json!({"type": "string"}),
+        Shape::String | Shape::Duration => json!({"type": "string"}),
         Shape::Bool => json!({"type": "boolean"}),
         Shape::Int32 => json!({"type": "integer", "format": "int32"}),
         Shape::Int64 => json!({"type": "integer", "format": "int64"}),

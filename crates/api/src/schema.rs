@@ -66,6 +66,8 @@ pub enum Shape {
     Time,
     /// RFC 3339 with microseconds.
     MicroTime,
+    /// Seconds, as `1.5s`.
+    Duration,
     /// A quantity such as `100m`.
     Quantity,
     /// An integer or a string.

@@ -489,7 +489,7 @@ fn is_metadata(key: &str) -> bool {
 /// What Go has where JSON says `null`.
 fn zero(shape: &Shape) -> Value {
     match shape {
-        Shape::String | Shape::Bytes => Value::from(""),
+        Shape::String | Shape::Bytes | Shape::Duration => Value::from(""),
         Shape::Bool => Value::Bool(false),
         Shape::Int32 | Shape::Int64 | Shape::IntOrString => Value::Int(0),
         Shape::Float | Shape::Number => Value::Float(0.0),
@@ -508,7 +508,7 @@ fn leaf(value: Value, shape: &Shape, custom: bool, path: &[CompactString]) -> Pa
     }
     let ok = match (shape, &value) {
         (Shape::Json, _)
-        | (Shape::String, Value::Str(_))
+        | (Shape::String | Shape::Duration, Value::Str(_))
         | (Shape::Bool, Value::Bool(_))
         | (Shape::Int64, Value::Int(_))
         | (Shape::Float | Shape::Number, Value::Int(_) | Value::Float(_))
@@ -541,6 +541,7 @@ fn go_type(shape: &Shape) -> &str {
         Shape::Bytes => "[]uint8",
         Shape::Time => "v1.Time",
         Shape::MicroTime => "v1.MicroTime",
+        Shape::Duration => "v1.Duration",
         Shape::Quantity => "resource.Quantity",
         Shape::IntOrString => "intstr.IntOrString",
         Shape::RawObject | Shape::Json => "map[string]interface {}",

@@ -165,6 +165,10 @@ fn wrapped(v: &Value, shape: &Shape) -> Vec<u8> {
                 put_int(2, i64::from(t.subsec_nanosecond()), &mut out);
             }
         }
+        Shape::Duration => {
+            let seconds = v.text().strip_suffix('s').and_then(|text| text.parse::<f64>().ok());
+            put_int(1, (seconds.unwrap_or(0.0) * 1e9) as i64, &mut out);
+        }
         Shape::Quantity => put_bytes(1, v.text().as_bytes(), &mut out),
         Shape::IntOrString => match v.as_int() {
             Some(n) => {
@@ -368,6 +372,7 @@ fn value(wire: Wire<'_>, shape: &Shape, depth: usize) -> Result<Value> {
             Value::Object(map)
         }
         (Shape::Time | Shape::MicroTime, Wire::Bytes(b)) => timestamp(b, shape)?,
+        (Shape::Duration, Wire::Bytes(b)) => duration(b)?,
         (Shape::Quantity, Wire::Bytes(b)) => {
             let text = inner_text(b, 1)?;
             Value::from(crate::quantity::canonical(&text).unwrap_or_else(|| "0".to_owned()))
@@ -390,6 +395,16 @@ fn inner_text(message: &[u8], wanted: u32) -> Result<String> {
         }
     }
     Ok(String::new())
+}
+
+fn duration(message: &[u8]) -> Result<Value> {
+    let mut nanos = 0_i64;
+    for part in Parts(message) {
+        if let (1, Wire::Int(n)) = part? {
+            nanos = n.cast_signed();
+        }
+    }
+    Ok(Value::from(format!("{}s", nanos as f64 / 1e9)))
 }
 
 fn timestamp(message: &[u8], shape: &Shape) -> Result<Value> {
@@ -467,6 +482,7 @@ mod tests {
             Shape::Bytes => Value::from("AAEC/w=="),
             Shape::Time => Value::from("2024-01-02T03:04:05Z"),
             Shape::MicroTime => Value::from("2024-01-02T03:04:05.678900Z"),
+            Shape::Duration => Value::from("1.5s"),
             Shape::Quantity => Value::from("1500m"),
             Shape::IntOrString => Value::from("25%"),
             Shape::RawObject => json!({"apiVersion": "a/v1", "kind": "K", "x": {"y": [1, "z"]}}),
@@ -493,7 +509,7 @@ mod tests {
 
     #[test]
     fn every_kind_survives_with_all_its_fields() {
-        let catalog = crate::catalog::Catalog::builtin();
+        let catalog = crate::catalog::Catalog::builtin().with_metrics();
         assert!(catalog.all().len() > 60);
         for row in catalog.all() {
             let mut object = whole_type(&row.schema, 9);

@@ -448,7 +448,10 @@ fn missing_key(rule: &ListType, item: &Field, v: &Value, path: &str, i: usize) -
 fn check_leaf(shape: &Shape, v: &Value, path: &str) -> Result<(), String> {
     let wrong = |what: &str| Err(format!("{path}: expected {what}, got &{{{v}}}"));
     match (shape, v) {
-        (Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime, Value::Str(_))
+        (
+            Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration,
+            Value::Str(_),
+        )
         | (Shape::Bool, Value::Bool(_))
         | (
             Shape::Int32 | Shape::Int64 | Shape::Float | Shape::Number,
@@ -456,7 +459,9 @@ fn check_leaf(shape: &Shape, v: &Value, path: &str) -> Result<(), String> {
         )
         | (Shape::Quantity | Shape::IntOrString, Value::Str(_) | Value::Int(_) | Value::Float(_))
         | (Shape::Json | Shape::RawObject, _) => Ok(()),
-        (Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime, _) => wrong("string"),
+        (Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration, _) => {
+            wrong("string")
+        }
         (Shape::Bool, _) => wrong("boolean"),
         (Shape::Int32 | Shape::Int64 | Shape::Float | Shape::Number, _) => {
             wrong("numeric (int or float)")

@@ -1,6 +1,6 @@
 //! HorizontalPodAutoscalers: how many replicas a workload should have for what its pods use.
 //!
-//! Looks at each every 15 s, since use changes without an event: reads the target's scale and its pods' metrics
+//! Looks at each every 15 s, since use changes without an event, and at once when one is written: reads the target's scale and its pods' metrics
 //! (`metrics.k8s.io`), asks [`replicas`] what each metric wants and [`pace`] how fast that may come, and writes scale
 //! and status. What was asked for lately is remembered here only: a new leader begins anew, as upstream's does.
 
@@ -21,6 +21,7 @@ use k8s_openapi::api::autoscaling::v2::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 mod pace;
@@ -45,9 +46,18 @@ pub async fn run(
 ) {
     let mut histories: HashMap<String, History> = HashMap::new();
     let mut kinds = Kinds::default();
+    let changed = Arc::new(Notify::new());
+    let heard = changed.clone();
+    cache.on_change::<HorizontalPodAutoscaler>(move |change| {
+        // Not what we write ourselves.
+        if change.old.map(|meta| meta.generation) != change.new.map(|meta| meta.generation) {
+            heard.notify_one();
+        }
+    });
     loop {
         tokio::select! {
             () = leading.cancelled() => return,
+            () = changed.notified() => {}
             () = tokio::time::sleep(jitter(PERIOD)) => {}
         }
         let scalers = cache.list::<HorizontalPodAutoscaler>();
