@@ -146,12 +146,14 @@ fn control_plane(
     let channel = server.channel(user("system:kube-controller-manager"));
     let (ca, pod_cidr) = (ca.to_owned(), args.pod_cidr.clone());
     let file = |name: &str| layout.pki().join(name).display().to_string();
+    let local_path = layout.dir().join("local-path").display().to_string();
     let signing = controller_manager::Signing { cert: file("ca.crt"), key: file("ca.key") };
     supervise("controller-manager", board, ctx, move |inner| {
         let config = controller_manager::Config {
             pod_cidr: pod_cidr.clone(),
             leader_elect: false,
             signing: signing.clone(),
+            local_path: local_path.clone(),
             ..controller_manager::Config::default()
         };
         let (channel, ca) = (channel.clone(), ca.clone());

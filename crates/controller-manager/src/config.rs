@@ -17,6 +17,8 @@ pub struct Config {
     pub pod_cidr: String,
     /// Whether work waits until this process holds the lease; off where there is only one.
     pub leader_elect: bool,
+    /// Where nodes keep the volumes of the built-in storage class `local-path`; empty: there is no such class.
+    pub local_path: String,
     /// The authority with which requests for certificates are signed.
     pub signing: Signing,
 }
@@ -55,6 +57,7 @@ impl Default for Config {
             tls: TlsFiles::default(),
             pod_cidr: "10.244.0.0/16".into(),
             leader_elect: true,
+            local_path: "/var/lib/ironclad/local-path".into(),
             signing: Signing::default(),
         }
     }

@@ -25,6 +25,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::StorageClass;
 use tokio_util::sync::CancellationToken;
 
 mod config;
@@ -43,6 +44,7 @@ use controllers::disruption::Disruptions;
 use controllers::endpoints::EndpointsObjects;
 use controllers::endpointslice::EndpointSlices;
 use controllers::endpointslice::mirroring::EndpointsMirror;
+use controllers::ephemeral::EphemeralVolumes;
 use controllers::eviction::PodEviction;
 use controllers::ipam::{NodeRanges, PodRange, range_of};
 use controllers::job::Jobs;
@@ -52,6 +54,7 @@ use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::{ReplicaSets, ReplicationControllers};
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
 use controllers::statefulset::StatefulSets;
+use controllers::volumes::{VolumeBinder, VolumeReclaim};
 
 const COMPONENT: &str = "kube-controller-manager";
 
@@ -78,6 +81,7 @@ pub async fn start(
 ) -> anyhow::Result<()> {
     PodRange::parse(&config.pod_cidr)?.publish();
     controllers::serviceaccount::publish(ca);
+    controllers::volumes::publish(&config.local_path);
     controllers::csr::publish(config.signing.authority()?);
     let client = Client::new(channel, COMPONENT);
     if !config.leader_elect {
@@ -120,6 +124,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                 controllers::csr::approve(
                     client.clone(), cache.clone(), inner.clone(), leading.clone()
                 ),
+                controllers::volumes::create_class(client.clone(), cache.clone()),
                 controllers::podgc::run(
                     client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 ),
@@ -150,6 +155,9 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         VolumeProtection,
         RoleAggregation,
         CertificateSigning,
+        VolumeBinder,
+        VolumeReclaim,
+        EphemeralVolumes,
     );
 }
 
@@ -199,7 +207,8 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<ConfigMap>(Select::all().fields("metadata.name=kube-root-ca.crt"))
         .kind::<Node>(Select::all().index("range", range_of))
         .kind::<PersistentVolumeClaim>(Select::all().index("namespace", namespace_of))
-        .kind::<PersistentVolume>(Select::all())
+        .kind::<PersistentVolume>(Select::all().index("claim", controllers::volumes::claim_of))
+        .kind::<StorageClass>(Select::all())
         .kind::<ClusterRole>(Select::all())
         .kind::<ResourceQuota>(Select::all())
         .kind::<HorizontalPodAutoscaler>(Select::all())

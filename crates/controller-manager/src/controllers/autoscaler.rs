@@ -1,8 +1,8 @@
 //! HorizontalPodAutoscalers: how many replicas a workload should have for what its pods use.
 //!
-//! Looks at each every 15 s, since use changes without an event, and at once when one is written: reads the target's scale and its pods' metrics
-//! (`metrics.k8s.io`), asks [`replicas`] what each metric wants and [`pace`] how fast that may come, and writes scale
-//! and status. What was asked for lately is remembered here only: a new leader begins anew, as upstream's does.
+//! Looks at each every 15 s, since use changes without an event, and at once when one is written: reads the target's scale
+//! and its pods' metrics (`metrics.k8s.io`), asks [`replicas`] what each metric wants and [`pace`] how fast that may come, and
+//! writes scale and status. What was asked for lately is remembered here only: a new leader begins anew, as upstream's does.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ pub async fn run(
     let heard = changed.clone();
     cache.on_change::<HorizontalPodAutoscaler>(move |change| {
         // Not what we write ourselves.
-        if change.old.map(|meta| meta.generation) != change.new.map(|meta| meta.generation) {
+        let spec = |scaler: Option<&HorizontalPodAutoscaler>| scaler.map(|s| s.spec.clone());
+        if spec(change.old_as()) != spec(change.new_as()) {
             heard.notify_one();
         }
     });
