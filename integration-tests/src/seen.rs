@@ -10,8 +10,11 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -75,6 +78,9 @@ impl Seen {
             .kind::<CronJob>(Select::all())
             .kind::<HorizontalPodAutoscaler>(Select::all())
             .kind::<EndpointSlice>(Select::all())
+            .kind::<PersistentVolume>(Select::all())
+            .kind::<PersistentVolumeClaim>(Select::all())
+            .kind::<StorageClass>(Select::all())
             .kind::<Lease>(Select::all())
             .start(&ctx);
         tokio::time::timeout(PATIENCE, cache.synced()).await.context("objects are not listed")?;
@@ -106,6 +112,22 @@ impl Seen {
         pods.retain(|p| p["metadata"]["labels"]["app"] == app);
         pods.retain(|p| p["metadata"]["deletionTimestamp"].is_null());
         pods
+    }
+
+    /// Waits until a pod of the default namespace has succeeded.
+    ///
+    /// # Errors
+    /// When it fails, or does not end in time.
+    pub async fn ended(&self, name: &str) -> anyhow::Result<Value> {
+        let pod = self
+            .until(&format!("pod {name} has ended"), |seen| {
+                let pod = seen.one::<Pod>("default", name)?;
+                matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+                    .then_some(pod)
+            })
+            .await?;
+        anyhow::ensure!(pod["status"]["phase"] == "Succeeded", "{}", pod["status"]);
+        Ok(pod)
     }
 
     /// Waits until `look` finds something.

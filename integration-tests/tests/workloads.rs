@@ -13,8 +13,11 @@ use integration_tests::{Cluster, Seen, container, machine, name, ready, uid};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::{Value, json};
 
 const IMAGE: &str = "ironclad/demo:0.1.0";
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         ("root_node_starts_containers_in_order", || machine::block_on(order())),
         ("root_node_gives_pods_env_and_volumes", || machine::block_on(contents())),
         ("root_node_runs_jobs_to_their_end", || machine::block_on(jobs())),
+        ("root_node_gives_claims_volumes", || machine::block_on(claims())),
         ("root_node_is_measured_and_scales_by_use", || machine::block_on(scaled_by_use())),
     ])
 }
@@ -538,5 +542,71 @@ async fn scaled_by_use() -> anyhow::Result<()> {
     seen.client.patch::<HorizontalPodAutoscaler>("default", "web", "", Patch::Json(goal)).await?;
     scaler(1).await?;
     seen.ready_pods("web", 1).await?;
+    cluster.check_log(&[])
+}
+
+/// A claim just works: a directory of the node that outlives its pods and the cluster's process, and goes with the claim.
+async fn claims() -> anyhow::Result<()> {
+    let cluster = Cluster::with_node()?;
+    cluster.up()?;
+    let mut seen = cluster.seen().await?;
+    let claim =
+        json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Mi"}}});
+    seen.until("the default storage class", |s| s.one::<StorageClass>("", "local-path")).await?;
+    seen.create::<PersistentVolumeClaim>(json!({
+        "metadata": {"name": "data", "namespace": "default"}, "spec": claim,
+    }))
+    .await?;
+    let one_shot = |name: &str, command: &[&str], volume: Value| {
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        let command: Vec<&str> = std::iter::once("/demo").chain(command.iter().copied()).collect();
+        pod(
+            name,
+            json!({
+                "restartPolicy": "Never", "volumes": [volume],
+                "securityContext": {"runAsUser": 1000, "fsGroup": 2000},
+                "containers": [{"name": "c", "command": command,
+                    "volumeMounts": [{"name": "v", "mountPath": "/data"}]}],
+            }),
+        )
+    };
+    let named = || json!({"persistentVolumeClaim": {"claimName": "data"}});
+    seen.create::<Pod>(one_shot("writes", &["write", "/data/note", "kept"], named())).await?;
+    seen.ended("writes").await?;
+    let volume = seen
+        .until("the volume is bound", |s| {
+            let volumes = s.all::<PersistentVolume>();
+            volumes.into_iter().find(|v| v["status"]["phase"] == "Bound")
+        })
+        .await?;
+    let path = volume["spec"]["local"]["path"].as_str().context("no path")?.to_owned();
+    ensure!(std::fs::read_to_string(format!("{path}/note"))? == "kept");
+    let bound = seen.one::<PersistentVolumeClaim>("default", "data").context("no claim")?;
+    ensure!(bound["status"]["capacity"]["storage"] == "10Mi", "{bound}");
+
+    cluster.kill()?;
+    cluster.up()?;
+    seen = cluster.seen().await?;
+    seen.create::<Pod>(one_shot("reads", &["cat", "/data/note"], named())).await?;
+    let reader = seen.ended("reads").await?;
+    ensure!(cluster.printed(&reader, "c")?.contains("kept"));
+
+    // One that lives as long as its pod.
+    let own = json!({"ephemeral": {"volumeClaimTemplate": {"spec": claim}}});
+    seen.create::<Pod>(one_shot("own", &["write", "/data/note", "mine"], own)).await?;
+    seen.ended("own").await?;
+    let volumes = |s: &Seen| s.all::<PersistentVolume>().len();
+    ensure!(volumes(&seen) == 2, "{} volumes", volumes(&seen));
+    seen.client.delete::<Pod>("default", "own", Delete::default()).await?;
+    seen.until("its volume goes with the pod", |s| (volumes(s) == 1).then_some(())).await?;
+
+    // The claim is held by its pods, and takes the directory with it.
+    seen.client.delete::<PersistentVolumeClaim>("default", "data", Delete::default()).await?;
+    for name in ["writes", "reads"] {
+        seen.client.delete::<Pod>("default", name, Delete::default()).await?;
+    }
+    seen.until("the volume is gone", |s| (volumes(s) == 0).then_some(())).await?;
+    ensure!(!std::path::Path::new(&path).exists(), "{path} is still there");
     cluster.check_log(&[])
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use client::Key;
 use client::transport::Scope;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use scheduler::world::World;
 
 use crate::target::{Session, Target, block};
@@ -54,6 +55,15 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         }
         for budget in &budgets {
             world.budget_changed(&Key::of(&budget.metadata), Some(budget));
+        }
+        for class in client.list::<StorageClass>(&everything).await?.0 {
+            world.class_changed(&Key::of(&class.metadata), Some(&class), never);
+        }
+        for volume in client.list::<PersistentVolume>(&everything).await?.0 {
+            world.volume_changed(&Key::of(&volume.metadata), Some(&volume), never);
+        }
+        for claim in client.list::<PersistentVolumeClaim>(&everything).await?.0 {
+            world.claim_changed(&Key::of(&claim.metadata), Some(&claim), never);
         }
         for node in nodes {
             world.node_changed(&Key::of(&node.metadata), None, Some(&Arc::new(node)), never);

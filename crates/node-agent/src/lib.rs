@@ -221,8 +221,11 @@ pub async fn start(
     };
     Agent::start(Arc::new(shared), ctx);
     let state = config.data_dir.join("containerd/cni/state");
-    let keeper = node::run(settings, runtime.clone(), client, cache, cni, state, ctx.clone());
+    let keeper =
+        node::run(settings, runtime.clone(), client.clone(), cache, cni, state, ctx.clone());
     ctx.tasks.part("node", keeper);
+    let reclaim = volumes::reclaim::run(client.clone(), name.clone(), ctx.clone());
+    ctx.tasks.part("volumes", reclaim);
     let logs = PathBuf::from(config.logs());
     ctx.tasks.part("log rotation", rotate::run(logs, runtime.clone(), ctx.clone()));
     let scratch = config.data_dir.join("exec");

@@ -4,7 +4,9 @@
 //! below `<root>/<uid>/volumes`, under the names the kubelet gives them.
 
 pub mod atomic;
+mod claim;
 pub mod fill;
+pub mod reclaim;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -48,6 +50,8 @@ pub struct Volumes {
     clock: Clock,
     /// Tokens by pod uid, then by volume and path.
     tokens: Arc<Mutex<HashMap<String, HashMap<String, Token>>>>,
+    /// Where volumes behind claims are, by pod uid and volume: what is mounted stays, and needs no API server.
+    claimed: Arc<Mutex<HashMap<String, HashMap<String, PathBuf>>>>,
 }
 
 /// The ConfigMaps and Secrets a pod refers to anywhere, optional or not.
@@ -86,7 +90,7 @@ impl Volumes {
     /// Volumes below `root`, with tokens fetched through `client`.
     #[must_use]
     pub fn new(root: PathBuf, client: Client, clock: Clock) -> Self {
-        Self { root, client, clock, tokens: Arc::default() }
+        Self { root, client, clock, tokens: Arc::default(), claimed: Arc::default() }
     }
 
     /// The directory of a pod.
@@ -110,6 +114,11 @@ impl Volumes {
             let failed = |error: String| {
                 format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name)
             };
+            if let Some(claim) = claim::named(pod, volume) {
+                let path = self.claimed(pod, volume, &claim).await.map_err(failed)?;
+                made.insert(volume.name.clone(), path);
+                continue;
+            }
             let tokens = self.tokens(pod, volume).await.map_err(failed)?;
             let kind = fill::kind(pod, volume, node, sources, &tokens).map_err(failed)?;
             let path = self.make(pod, volume, kind).map_err(|e| failed(e.to_string()))?;
@@ -118,9 +127,23 @@ impl Volumes {
         Ok(made)
     }
 
+    /// The path behind a claim.
+    async fn claimed(&self, pod: &Pod, volume: &Volume, claim: &str) -> Result<PathBuf, String> {
+        let known = self.claimed.lock().get(uid(pod)).and_then(|of| of.get(&volume.name).cloned());
+        if let Some(path) = known {
+            return Ok(path);
+        }
+        let kind = claim::resolve(&self.client, pod, volume, claim).await?;
+        let path = self.make(pod, volume, kind).map_err(|error| error.to_string())?;
+        let mut all = self.claimed.lock();
+        all.entry(uid(pod).to_owned()).or_default().insert(volume.name.clone(), path.clone());
+        Ok(path)
+    }
+
     fn make(&self, pod: &Pod, volume: &Volume, kind: Kind) -> io::Result<PathBuf> {
         let plugin = match &kind {
             Kind::Host { path, of } => return host_path(path, of),
+            Kind::Local { path, ours } => return claim::local(path, *ours, fs_group(pod)),
             Kind::Empty { .. } => "empty-dir",
             Kind::Files(_) if volume.config_map.is_some() => "configmap",
             Kind::Files(_) if volume.secret.is_some() => "secret",
@@ -161,7 +184,9 @@ impl Volumes {
         for wanted in container.volume_mounts.iter().flatten() {
             let missing = || failed(format!("volume {:?} not found in the pod", wanted.name));
             let base = made.get(&wanted.name).ok_or_else(missing)?;
-            let given = volumes().find(|v| v.name == wanted.name).is_some_and(is_given);
+            let volume = volumes().find(|v| v.name == wanted.name);
+            let given = volume.is_some_and(is_given);
+            let only_read = given || volume.is_some_and(claim::is_read_only);
             let path = sub_path(base, wanted, env, given).map_err(|error| {
                 failed(format!(
                     "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
@@ -171,7 +196,7 @@ impl Volumes {
             mounts.push(Mount {
                 host_path: path.to_string_lossy().into_owned(),
                 container_path: wanted.mount_path.clone(),
-                read_only: given || wanted.read_only == Some(true),
+                read_only: only_read || wanted.read_only == Some(true),
                 propagation: match wanted.mount_propagation.as_deref() {
                     Some("HostToContainer") => Propagation::FromHost,
                     Some("Bidirectional") => Propagation::BothWays,
@@ -188,6 +213,7 @@ impl Volumes {
     /// When something is still in use.
     pub fn remove(&self, uid: &str) -> io::Result<()> {
         self.tokens.lock().remove(uid);
+        self.claimed.lock().remove(uid);
         // A strange uid must never name the root, nor leave it.
         let mut parts = Path::new(uid).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {

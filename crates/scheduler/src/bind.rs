@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::act::reference;
-use client::transport::{Delete, status_patch};
+use client::transport::{Delete, Patch, status_patch};
 use client::{Cache, Client, Key, Kind, Recorder};
 use daemon::Context;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -16,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 use wire::apiserver as pb;
 
 use crate::ask::Ask;
+use crate::filters::{Plugin, Plugins};
 use crate::place::{Nowhere, Placement};
 use crate::preempt::Preemption;
+use crate::volumes::{SELECTED_NODE, Step};
 use crate::world::World;
 
 /// Pods placed and bound in one go.
@@ -61,6 +64,18 @@ fn listen(cache: &Cache, shared: &Arc<Shared>) {
         listener.hear(|world, now| world.namespace_changed(change.key, new, now));
     });
     let listener = shared.clone();
+    cache.on_change::<PersistentVolumeClaim>(move |change| {
+        listener.hear(|world, now| world.claim_changed(change.key, change.new_as(), now));
+    });
+    let listener = shared.clone();
+    cache.on_change::<PersistentVolume>(move |change| {
+        listener.hear(|world, now| world.volume_changed(change.key, change.new_as(), now));
+    });
+    let listener = shared.clone();
+    cache.on_change::<StorageClass>(move |change| {
+        listener.hear(|world, now| world.class_changed(change.key, change.new_as(), now));
+    });
+    let listener = shared.clone();
     cache.on_change::<PodDisruptionBudget>(move |change| {
         let new = change.new_as::<PodDisruptionBudget>();
         listener.hear(|world, _| world.budget_changed(change.key, new));
@@ -76,6 +91,15 @@ fn catch_up(cache: &Cache, shared: &Shared) {
         }
         for budget in cache.list::<PodDisruptionBudget>() {
             world.budget_changed(&Key::of(&budget.metadata), Some(&budget));
+        }
+        for class in cache.list::<StorageClass>() {
+            world.class_changed(&Key::of(&class.metadata), Some(&class), now);
+        }
+        for volume in cache.list::<PersistentVolume>() {
+            world.volume_changed(&Key::of(&volume.metadata), Some(&volume), now);
+        }
+        for claim in cache.list::<PersistentVolumeClaim>() {
+            world.claim_changed(&Key::of(&claim.metadata), Some(&claim), now);
         }
         for node in cache.list::<Node>() {
             world.node_changed(&Key::of(&node.metadata), None, Some(&node), now);
@@ -123,17 +147,70 @@ pub async fn run(
             let pods = pods.filter(|pod| world.waits(pod)).collect();
             world.decide(pods)
         };
-        let (mut placed, mut refused) = (Vec::new(), Vec::new());
+        let (mut placed, mut refused, mut early) = (Vec::new(), Vec::new(), Vec::new());
         for (ask, pod, placement) in decided {
             match placement {
-                Placement::Node(node) => placed.push((ask, pod, node)),
+                Placement::Node(node) => {
+                    let steps = shared.world.lock().steps(&ask, &node);
+                    match steps.is_empty() {
+                        true => placed.push((ask, pod, node)),
+                        false => early.push((ask, node, steps)),
+                    }
+                }
                 Placement::Nowhere(why) => refused.push((ask, pod, why)),
             }
         }
         tokio::join!(
             bind(&client, &events, &shared, &placed),
-            refuse(&client, &cache, &events, &shared, &refused)
+            refuse(&client, &cache, &events, &shared, &refused),
+            ask_for_volumes(&client, &shared, &early)
         );
+    }
+}
+
+/// Has the volumes made or reserved that pods need before they can be bound, and lets the pods wait for that.
+async fn ask_for_volumes(client: &Client, shared: &Shared, early: &[(Ask, String, Vec<Step>)]) {
+    for (ask, node, steps) in early {
+        {
+            let mut world = shared.world.lock();
+            world.snapshot.forget(&ask.key);
+            world.snapshot.nominate(ask, node);
+            let now = shared.ctx.clock.monotonic();
+            world.queue.refuse(&ask.key, now, Plugins::of(&[Plugin::VolumeBinding]));
+        }
+        for step in steps {
+            let written = match step {
+                Step::Wait => continue,
+                Step::Select(claim) => {
+                    let change = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
+                    let patch = Patch::Merge(change);
+                    let (namespace, name) = (&claim.namespace, &claim.name);
+                    client
+                        .patch::<PersistentVolumeClaim>(namespace, name, "", patch)
+                        .await
+                        .map(drop)
+                }
+                Step::Reserve { volume, version, claim, uid } => {
+                    let change = json!({
+                        "metadata": {
+                            "resourceVersion": version,
+                            "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"},
+                        },
+                        "spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                            "namespace": claim.namespace, "name": claim.name, "uid": uid}},
+                    });
+                    client
+                        .patch::<PersistentVolume>("", volume, "", Patch::Merge(change))
+                        .await
+                        .map(drop)
+                }
+            };
+            if let Err(error) = written {
+                tracing::info!(key = %ask.key, node, %error, "volumes were not asked for, trying again");
+                shared.world.lock().queue.fail(&ask.key, shared.ctx.clock.monotonic());
+                break;
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::ask::Ask;
 use crate::near::Near;
 use crate::snapshot::{NodeState, Snapshot};
 use crate::spread::Spread;
+use crate::volumes::Demand;
 
 /// Who refuses, by upstream's names; a bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +32,8 @@ pub enum Plugin {
     InterPodAffinity,
     /// The rest of its group.
     Group,
+    /// Its volumes.
+    VolumeBinding,
 }
 
 impl Plugin {
@@ -47,6 +50,7 @@ impl Plugin {
             Self::PodTopologySpread => "PodTopologySpread",
             Self::InterPodAffinity => "InterPodAffinity",
             Self::Group => "Group",
+            Self::VolumeBinding => "VolumeBinding",
         }
     }
 }
@@ -110,6 +114,8 @@ pub struct Cycle<'a> {
     pub near: Near,
     /// How many are where.
     pub spread: Spread,
+    /// What its claims demand.
+    pub volumes: Demand<'a>,
 }
 
 impl<'a> Cycle<'a> {
@@ -117,7 +123,8 @@ impl<'a> Cycle<'a> {
     #[must_use]
     pub fn new(ask: &'a Ask, snapshot: &'a Snapshot) -> Self {
         let spread = Spread::count(ask, snapshot, true);
-        Self { ask, snapshot, near: Near::count(ask, snapshot), spread }
+        let volumes = snapshot.storage.demand(ask);
+        Self { ask, snapshot, near: Near::count(ask, snapshot), spread, volumes }
     }
 
     /// Why the node with this number is refused; `None`: the pod can run there.
@@ -140,7 +147,8 @@ impl<'a> Cycle<'a> {
 type Filter = fn(&Cycle<'_>, usize, &NodeState) -> Option<Refusal>;
 
 /// All filters, in upstream's order.
-const FILTERS: &[Filter] = &[unschedulable, name, taints, affinity, ports, resources, spread, near];
+const FILTERS: &[Filter] =
+    &[unschedulable, name, taints, affinity, ports, resources, volumes, spread, near];
 
 fn refuse(plugin: Plugin, why: impl Into<Cow<'static, str>>, resolvable: bool) -> Option<Refusal> {
     Some(Refusal { plugin, reasons: vec![why.into()], resolvable })
@@ -151,6 +159,14 @@ fn refuse(plugin: Plugin, why: impl Into<Cow<'static, str>>, resolvable: bool) -
 pub fn untolerated<'a>(ask: &Ask, node: &'a NodeState) -> Option<&'a Taint> {
     let hard = |t: &&Taint| t.effect == "NoSchedule" || t.effect == "NoExecute";
     node.taints().iter().filter(hard).find(|t| !tolerates(&ask.tolerations, t))
+}
+
+fn volumes(cycle: &Cycle<'_>, _: usize, node: &NodeState) -> Option<Refusal> {
+    if let Some(why) = &cycle.volumes.blocked {
+        return refuse(Plugin::VolumeBinding, why.clone(), false);
+    }
+    let why = cycle.snapshot.storage.refusal(&cycle.volumes, &node.node)?;
+    refuse(Plugin::VolumeBinding, why, false)
 }
 
 fn unschedulable(cycle: &Cycle<'_>, _: usize, node: &NodeState) -> Option<Refusal> {

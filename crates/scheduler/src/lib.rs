@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use client::lease::{Election, lead};
 use client::{Cache, Client, Recorder, Select};
 use daemon::{Channel, Context};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use tokio_util::sync::CancellationToken;
 
 pub mod ask;
@@ -25,6 +26,7 @@ pub mod queue;
 pub mod scores;
 pub mod snapshot;
 pub mod spread;
+pub mod volumes;
 pub mod why;
 pub mod world;
 
@@ -70,6 +72,9 @@ async fn work(client: Client, name: String, ctx: Context, leading: CancellationT
         .kind::<Pod>(Select::all())
         .kind::<Namespace>(Select::all())
         .kind::<PodDisruptionBudget>(Select::all())
+        .kind::<PersistentVolumeClaim>(Select::all())
+        .kind::<PersistentVolume>(Select::all())
+        .kind::<StorageClass>(Select::all())
         .start(&inner);
     let events = Recorder::start(client.clone(), &name, "", &inner);
     bind::run(client, cache, events, name, inner, leading).await;

@@ -129,7 +129,12 @@ fn nowhere(cycle: &Cycle<'_>, sifted: &Sifted) -> Nowhere {
         reasons.insert("node(s) didn't satisfy plugin(s) [NodeAffinity]", sifted.unnamed);
     }
     let (preemption, why_not) = preempt(cycle, sifted);
-    let mut message = format!("{}. no new claims to deallocate", unavailable(total, &reasons));
+    // What keeps a pod from all nodes alike is said once.
+    let head = match &cycle.volumes.blocked {
+        Some(why) => format!("0/{total} nodes are available: {why}"),
+        None => unavailable(total, &reasons),
+    };
+    let mut message = format!("{head}. no new claims to deallocate");
     if let Some(why_not) = why_not {
         message = format!("{message}, preemption: {why_not}");
     }

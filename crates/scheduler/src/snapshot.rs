@@ -12,6 +12,7 @@ use client::Key;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 
 use crate::ask::{Amounts, Ask, HostPort, Namespaces, Shape, Takes};
+use crate::volumes::Storage;
 
 /// A node and what is taken of it.
 #[derive(Debug, Clone)]
@@ -190,6 +191,8 @@ pub struct Snapshot {
     pub namespaces: Namespaces,
     /// Disruption budgets.
     pub budgets: BTreeMap<Key, Budget>,
+    /// Claims and volumes.
+    pub storage: Storage,
 }
 
 impl Snapshot {

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Key;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::ask::{self, Ask, GROUP};
 use crate::filters::{Plugin, Plugins};
 use crate::place::{Nowhere, Placement, place};
 use crate::queue::{Group, Queue};
 use crate::snapshot::{Budget, Snapshot};
+use crate::volumes::Step;
 
 /// Whom it concerns that a pod leaves a node.
 const LEFT: Plugins = Plugins::of(&[
@@ -31,6 +33,9 @@ const LABELS: Plugins =
 /// Whom its taints do.
 const TAINTS: Plugins =
     Plugins::of(&[Plugin::TaintToleration, Plugin::NodeUnschedulable, Plugin::PodTopologySpread]);
+
+/// Whom claims, volumes and their classes concern.
+const VOLUMES: Plugins = Plugins::of(&[Plugin::VolumeBinding]);
 
 /// The cluster and the pods that wait.
 #[derive(Debug)]
@@ -201,6 +206,31 @@ impl World {
             disrupted,
         };
         self.snapshot.budgets.insert(key.clone(), budget);
+    }
+
+    /// A claim is there, has changed, or is gone.
+    pub fn claim_changed(&mut self, key: &Key, new: Option<&PersistentVolumeClaim>, now: Duration) {
+        self.snapshot.storage.claim_changed(key, new);
+        self.queue.changed(now, VOLUMES);
+    }
+
+    /// A volume is there, has changed, or is gone.
+    pub fn volume_changed(&mut self, key: &Key, new: Option<&PersistentVolume>, now: Duration) {
+        self.snapshot.storage.volume_changed(&key.name, new);
+        self.queue.changed(now, VOLUMES);
+    }
+
+    /// A storage class is there, has changed, or is gone.
+    pub fn class_changed(&mut self, key: &Key, new: Option<&StorageClass>, now: Duration) {
+        self.snapshot.storage.class_changed(&key.name, new);
+        self.queue.changed(now, VOLUMES);
+    }
+
+    /// What is to be written before this pod can be bound to the node it was placed on.
+    #[must_use]
+    pub fn steps(&self, ask: &Ask, node: &str) -> Vec<Step> {
+        let state = self.snapshot.number(node).and_then(|id| self.snapshot.node(id));
+        state.map(|state| self.snapshot.storage.steps(ask, &state.node)).unwrap_or_default()
     }
 
     /// Decides for these pods; what is placed counts from now on, and for the next of them.

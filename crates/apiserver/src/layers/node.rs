@@ -25,8 +25,17 @@ pub(super) fn decide(cache: &Cache, node: &str, ask: &Attributes<'_>) -> Option<
         ("", "serviceaccounts") if ask.subresource == "token" => {
             ask.verb == "create" && pods(ask.namespace).iter().any(|pod| mentions(pod, ask))
         }
+        // Nodes watch volumes for those that were made for them by `local-path`, and let go of them.
+        ("", "persistentvolumes") if !named => matches!(ask.verb, "list" | "watch"),
+        ("", "persistentvolumes") if ask.verb == "patch" => {
+            let found = cache.shelf("persistentvolumes").get(ask.name).map(|entry| entry.parse());
+            found.is_some_and(|volume| {
+                api::meta::label(&volume, "ironclad.io/node") == Some(node)
+                    && volume.at(&["metadata", "deletionTimestamp"]).is_some()
+            })
+        }
         ("", "persistentvolumes") => {
-            read && named && volumes_of(cache, node).iter().any(|v| api::meta::name(v) == ask.name)
+            read && volumes_of(cache, node).iter().any(|v| api::meta::name(v) == ask.name)
         }
         ("resource.k8s.io", "resourceclaims") => {
             read && named && pods(ask.namespace).iter().any(|pod| mentions(pod, ask))

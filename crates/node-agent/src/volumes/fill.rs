@@ -35,6 +35,13 @@ pub enum Kind {
         /// The type, or empty.
         of: String,
     },
+    /// A directory of the node behind a claim.
+    Local {
+        /// The path.
+        path: String,
+        /// Whether it is for us to make it.
+        ours: bool,
+    },
 }
 
 /// Tokens by `tokens`' order of a volume's sources.
