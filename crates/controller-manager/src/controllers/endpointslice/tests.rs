@@ -1,3 +1,5 @@
+//! The slices of a Service as they come and go.
+
 use super::*;
 
 fn seen(pods: Value, slices: Vec<EndpointSlice>) -> Seen {

@@ -1,3 +1,5 @@
+//! Claims and volumes, bound and let go.
+
 use serde_json::Value;
 
 use super::*;
