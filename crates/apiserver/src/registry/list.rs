@@ -65,7 +65,7 @@ impl Filter {
 }
 
 /// The part of an object that selectors look at, kept beside its bytes.
-fn view(resource: &Resource, object: &Value) -> Value {
+pub(crate) fn view(resource: &Resource, object: &Value) -> Value {
     let mut view = Value::Object(api::object::Map::default());
     if let Some(labels) = object.at(&["metadata", "labels"]) {
         view.set("labels", labels.clone());

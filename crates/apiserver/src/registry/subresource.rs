@@ -106,6 +106,7 @@ impl Api {
             name: request.name.clone(),
             message,
         };
+        let topology = self.topology_of(node);
         let change = |old: Option<&Value>| {
             let old = old.ok_or_else(|| status.not_found())?;
             if !uid.is_empty() && api::meta::uid(old) != uid {
@@ -128,6 +129,9 @@ impl Api {
             }
             let mut object = old.clone();
             object.set_at(&["spec", "nodeName"], node);
+            for (label, value) in &topology {
+                object.set_at(&["metadata", "labels", label], value.as_str());
+            }
             // It waits for no other node any more (KEP-5278).
             object.remove_at(&["status", "nominatedNodeName"]);
             let mut condition = Value::Object(Map::default());
@@ -139,6 +143,16 @@ impl Api {
             Ok(Change::to(object))
         };
         self.modify(&status, change, &Track::None, options.dry_run, Vec::new()).await
+    }
+
+    /// Where a node is, as its pods are labelled with it (KEP-4742).
+    fn topology_of(&self, node: &str) -> Vec<(&'static str, String)> {
+        let nodes = self.resource("", "v1", "nodes");
+        let Some(entry) = self.shelf(&nodes).get(node) else { return Vec::new() };
+        let view = entry.view(|object| super::list::view(&nodes, object));
+        let labels = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
+        let held = |label| Some((label, view.str_at(&["labels", label])?.to_owned()));
+        labels.into_iter().filter_map(held).collect()
     }
 
     /// Deletes a pod unless a disruption budget forbids it.

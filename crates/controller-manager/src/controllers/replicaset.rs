@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::json;
 
 use crate::pods::{
-    adopters, available_in, claim, is_active, is_ready, orphans, picks, rank_for_deletion,
+    adopters, available_in, claim, is_active, is_ended, is_ready, orphans, picks, rank_for_deletion,
 };
 
 /// Pods created or deleted at once.
@@ -153,10 +153,19 @@ impl Wanted<'_> {
                 Action::delete(pod).announce(owner, "SuccessfulDelete", "Deleted pod: {}")
             });
         }
-        self.status(plan, owner, &active, now)
+        let leaving = |pod: &&Arc<Pod>| pod.metadata.deletion_timestamp.is_some() && !is_ended(pod);
+        let terminating = own.iter().filter(leaving).count();
+        self.status(plan, owner, &active, terminating, now)
     }
 
-    fn status<T: Object>(&self, plan: Plan, owner: &T, active: &[&Pod], now: Timestamp) -> Plan {
+    fn status<T: Object>(
+        &self,
+        plan: Plan,
+        owner: &T,
+        active: &[&Pod],
+        terminating: usize,
+        now: Timestamp,
+    ) -> Plan {
         let metadata = self.template.and_then(|t| t.metadata.as_ref());
         let labels = metadata.and_then(|m| m.labels.clone()).unwrap_or_default();
         let fully = active.iter().filter(|pod| {
@@ -169,16 +178,18 @@ impl Wanted<'_> {
         let available = waits.iter().filter(|wait| **wait == 0).count();
         // Absent, not zero, as the API server leaves out zeros of optional fields.
         let some = |n: usize| if n == 0 { serde_json::Value::Null } else { json!(n) };
-        let plan = plan.status(
-            owner,
-            json!({
-                "replicas": active.len(),
-                "fullyLabeledReplicas": some(fully.count()),
-                "readyReplicas": some(ready),
-                "availableReplicas": some(available),
-                "observedGeneration": owner.metadata().generation,
-            }),
-        );
+        let mut status = json!({
+            "replicas": active.len(),
+            "fullyLabeledReplicas": some(fully.count()),
+            "readyReplicas": some(ready),
+            "availableReplicas": some(available),
+            "observedGeneration": owner.metadata().generation,
+        });
+        // ReplicationControllers have no such field.
+        if T::KIND == "ReplicaSet" {
+            status["terminatingReplicas"] = json!(terminating);
+        }
+        let plan = plan.status(owner, status);
         match waits.into_iter().filter(|wait| *wait > 0).min() {
             Some(wait) => plan.requeue_after(Duration::from_secs(wait.unsigned_abs())),
             None => plan,

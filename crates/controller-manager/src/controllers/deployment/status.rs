@@ -33,6 +33,7 @@ pub(super) fn plan(plan: Plan, seen: &Seen, now: Timestamp) -> Plan {
             "readyReplicas": some(ready),
             "availableReplicas": some(up),
             "unavailableReplicas": some((wanted - up).max(0)),
+            "terminatingReplicas": sum(terminating),
             "conditions": conditions,
         }),
     );
@@ -44,6 +45,10 @@ pub(super) fn plan(plan: Plan, seen: &Seen, now: Timestamp) -> Plan {
 
 fn counted(set: &ReplicaSet) -> i32 {
     set.status.as_ref().map_or(0, |s| s.replicas)
+}
+
+fn terminating(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0)
 }
 
 fn ready(set: &ReplicaSet) -> i32 {
