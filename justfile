@@ -71,9 +71,9 @@ bench-decisions nodes="5000" pods="50000":
     cargo run --release -p ironclad-scheduler --example decide -- {{nodes}} {{pods}}
 
 # the scheduler with simulated nodes (needs root; a minute); the figures of docs/benchmarks.md
-bench-scheduler nodes="1000" pods="5000":
+bench-scheduler:
     cargo build --release --bins
-    cargo bench -p integration-tests --bench workloads -- scheduler {{nodes}} {{pods}}
+    cargo bench -p integration-tests --bench workloads -- scheduler
 
 # the controllers with simulated nodes (needs root; two minutes); the figures of docs/benchmarks.md
 bench-controllers:

@@ -20,7 +20,8 @@ BUILD_PACKAGES=(build-essential cmake pkg-config protobuf-compiler libprotobuf-d
 # What a node takes.
 NODE_PACKAGES=(containerd runc containernetworking-plugins nftables iproute2)
 # What tests compare with and look with.
-TEST_PACKAGES=(etcd-client etcd-server conntrack curl qemu-system-x86 busybox-static cpio e2fsprogs)
+TEST_PACKAGES=(etcd-client etcd-server conntrack curl qemu-system-x86 busybox-static cpio e2fsprogs
+  python3-grpcio python3-kubernetes protobuf-compiler-grpc)
 
 # fetch_vm_kernel: Debian's cloud kernel for the virtual machines of tests, unpacked in the cache and not installed.
 fetch_vm_kernel() {

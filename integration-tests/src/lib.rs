@@ -5,6 +5,7 @@
 //! and counts what goes wrong.
 
 pub mod apart;
+pub mod clients;
 pub mod etcd;
 pub mod lab;
 pub mod load;
@@ -60,6 +61,12 @@ impl Cluster {
     /// When no directory can be had.
     pub fn with_node() -> anyhow::Result<Self> {
         Ok(Self { dir: tempfile::tempdir()?, port: 6443, node: true })
+    }
+
+    /// Where its API is, without a scheme.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Its data directory.
@@ -212,4 +219,15 @@ impl Drop for Cluster {
             eprintln!("cluster not stopped: {error:#}");
         }
     }
+}
+
+/// What a process takes of the memory.
+///
+/// # Errors
+/// When it does not run.
+pub fn resident_mib(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    Ok(kib.parse::<u64>()? >> 10)
 }

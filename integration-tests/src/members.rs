@@ -138,6 +138,26 @@ impl Members {
         Ok(())
     }
 
+    /// Settings that a member gets when it is started again.
+    pub fn tell(&mut self, at: usize, settings: &[String]) {
+        self.all[at].settings.extend_from_slice(settings);
+    }
+
+    /// A member's own certificate and key and its authority: `node-m` below this directory.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.dir.path().join("pki")
+    }
+
+    /// What a running member takes of the memory.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resident_mib(&self, at: usize) -> anyhow::Result<u64> {
+        let child = self.all[at].child.as_ref().context("it does not run")?;
+        crate::resident_mib(child.id())
+    }
+
     /// Kills a member as a power cut would.
     ///
     /// # Errors

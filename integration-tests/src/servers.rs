@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // of tests only
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,10 +165,7 @@ impl Servers {
     /// When it does not run.
     pub fn resident_mib(&self, at: usize) -> anyhow::Result<u64> {
         let pid = self.servers[at].as_ref().context("it does not run")?.id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
-        Ok(kib.parse::<u64>()? >> 10)
+        crate::resident_mib(pid)
     }
 
     /// What a daemon said: `store`, `server0`, `server1` ….
@@ -184,21 +181,7 @@ impl Servers {
     /// # Errors
     /// When the certificates cannot be used.
     pub fn target(&self, at: usize, alpn: &str) -> anyhow::Result<Target> {
-        daemon::tls::install_provider();
-        let pki = self.dir.path().join("pki");
-        let file = |name: &str| std::fs::read(PathBuf::from(&pki).join(name));
-        let mut roots = rustls::RootCertStore::empty();
-        for authority in CertificateDer::pem_slice_iter(&file("ca.crt")?) {
-            roots.add(authority?)?;
-        }
-        let chain =
-            CertificateDer::pem_slice_iter(&file("admin.crt")?).collect::<Result<_, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(&file("admin.key")?)?;
-        let mut config = rustls::ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
-        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        Ok(Target { address: self.address(at), tls: Arc::new(config).into() })
+        Target::new(&self.address(at), &self.dir.path().join("pki"), "admin", alpn)
     }
 
     /// A connection of the administrator to a server.
@@ -234,6 +217,27 @@ pub struct Target {
 }
 
 impl Target {
+    /// An address, and the certificate of this name below `pki` to show there.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used.
+    pub fn new(address: &str, pki: &Path, name: &str, alpn: &str) -> anyhow::Result<Self> {
+        daemon::tls::install_provider();
+        let file = |name: &str| std::fs::read(pki.join(name));
+        let mut roots = rustls::RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(&file("ca.crt")?) {
+            roots.add(authority?)?;
+        }
+        let chain = file(&format!("{name}.crt"))?;
+        let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(&file(&format!("{name}.key"))?)?;
+        let mut config = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        Ok(Self { address: address.to_owned(), tls: Arc::new(config).into() })
+    }
+
     /// A connection on which nothing has been said.
     ///
     /// # Errors

@@ -88,6 +88,7 @@ async fn torment(lab: &mut Lab) -> anyhow::Result<()> {
 
     let began = Instant::now();
     let mut nemesis = Nemesis { lab, clients: &clients, rng, cruel: false };
+    nemesis.lag().await?;
     nemesis.round().await?;
     while began.elapsed() < Duration::from_secs(seconds) {
         nemesis.cruel = true;

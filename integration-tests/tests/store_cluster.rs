@@ -2,32 +2,23 @@
 #![allow(clippy::disallowed_methods)] // a test as a whole
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use integration_tests::clients::{Writers, agree, channel, count, has_all, leader, put, status};
 use integration_tests::machine;
 use integration_tests::members::{Members, etcdctl, soon};
 use libtest_mimic::{Arguments, Failed, Trial};
-use tokio::task::JoinSet;
 use wire::etcdserverpb::cluster_client::ClusterClient;
-use wire::etcdserverpb::kv_client::KvClient;
 use wire::etcdserverpb::lease_client::LeaseClient;
 use wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use wire::etcdserverpb::{
-    HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest,
-    MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, PutRequest,
-    RangeRequest, StatusRequest, StatusResponse,
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, MemberAddRequest,
+    MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, StatusRequest,
 };
 
 /// The first members.
 const FIRST: [usize; 3] = [0, 1, 2];
-/// Clients that write at the same time, and how long one of them waits for an answer before it asks another member.
-const WRITERS: usize = 4;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Writes that every round must see acknowledged.
-const ROUND_WRITES: usize = 40;
 /// A hand-over takes less than an election: nobody waits for a leader that is gone.
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
@@ -59,129 +50,6 @@ fn three() -> anyhow::Result<Members> {
         members.begin(at, "new", &FIRST)?;
     }
     Ok(members)
-}
-
-fn channel(endpoint: &str) -> anyhow::Result<daemon::Channel> {
-    daemon::channel::connect(endpoint, None)
-}
-
-async fn put(endpoint: &str, key: &str, value: &str) -> anyhow::Result<()> {
-    let (key, value) = (key.to_owned().into_bytes().into(), value.to_owned().into_bytes().into());
-    let request = PutRequest { key, value, ..PutRequest::default() };
-    let mut client = KvClient::new(channel(endpoint)?);
-    tokio::time::timeout(ANSWER_TIMEOUT, client.put(request)).await??;
-    Ok(())
-}
-
-async fn count(endpoint: &str, prefix: &str) -> anyhow::Result<i64> {
-    let key = prefix.to_owned().into_bytes().into();
-    let range_end = format!("{prefix}~").into_bytes().into();
-    let request = RangeRequest { key, range_end, count_only: true, ..RangeRequest::default() };
-    Ok(KvClient::new(channel(endpoint)?).range(request).await?.into_inner().count)
-}
-
-async fn keys(endpoint: &str, prefix: &str) -> anyhow::Result<Vec<String>> {
-    let key = prefix.to_owned().into_bytes().into();
-    let range_end = format!("{prefix}~").into_bytes().into();
-    let request = RangeRequest { key, range_end, keys_only: true, ..RangeRequest::default() };
-    let mut client = KvClient::new(channel(endpoint)?).max_decoding_message_size(usize::MAX);
-    let answer = client.range(request).await?.into_inner();
-    answer.kvs.iter().map(|kv| Ok(String::from_utf8(kv.key.to_vec())?)).collect()
-}
-
-async fn status(endpoint: &str) -> anyhow::Result<StatusResponse> {
-    let asking = MaintenanceClient::new(channel(endpoint)?);
-    let asking = async move { asking.clone().status(StatusRequest {}).await };
-    Ok(tokio::time::timeout(ANSWER_TIMEOUT, asking).await??.into_inner())
-}
-
-/// Which of these leads, once one does.
-async fn leader(members: &Members, among: &[usize]) -> anyhow::Result<usize> {
-    soon("somebody leads", async || {
-        for at in among {
-            let Ok(status) = status(&members.endpoint(*at)).await else { continue };
-            if status.leader != 0 && status.header.is_some_and(|h| h.member_id == status.leader) {
-                return Ok(*at);
-            }
-        }
-        anyhow::bail!("nobody leads")
-    })
-    .await
-}
-
-/// The hashes of these are equal once they have the same entries.
-async fn agree(members: &Members, among: &[usize]) -> anyhow::Result<()> {
-    soon("all have the same", async || {
-        let mut hashes = Vec::new();
-        for at in among {
-            let mut client = MaintenanceClient::new(channel(&members.endpoint(*at))?);
-            let answer = client.hash_kv(HashKvRequest { revision: 0 }).await?.into_inner();
-            hashes.push((answer.hash, answer.hash_revision));
-        }
-        ensure!(hashes.iter().all(|hash| *hash == hashes[0]), "hashes {hashes:?}");
-        Ok(())
-    })
-    .await
-}
-
-/// Clients that write keys of their own, each through the next member when one does not answer.
-struct Writers {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicUsize>,
-    running: JoinSet<Vec<String>>,
-}
-
-impl Writers {
-    fn start(endpoints: &[String]) -> Self {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let mut running = JoinSet::new();
-        for writer in 0..WRITERS {
-            let (stop, endpoints) = (stop.clone(), endpoints.to_vec());
-            let acknowledged: Arc<AtomicUsize> = Arc::clone(&acknowledged);
-            running.spawn(async move {
-                let (mut keys, mut at) = (Vec::new(), writer);
-                for number in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let key = format!("w{writer}/{number:06}");
-                    match put(&endpoints[at % endpoints.len()], &key, "x").await {
-                        Ok(()) => {
-                            acknowledged.fetch_add(1, Ordering::Relaxed);
-                            keys.push(key);
-                        }
-                        Err(_) => at += 1,
-                    }
-                }
-                keys
-            });
-        }
-        Self { stop, acknowledged, running }
-    }
-
-    /// Waits until some more writes are acknowledged.
-    async fn go_on(&self, why: &str) -> anyhow::Result<()> {
-        let goal = self.acknowledged.load(Ordering::Relaxed) + ROUND_WRITES;
-        soon(why, async || {
-            let now = self.acknowledged.load(Ordering::Relaxed);
-            ensure!(now >= goal, "{now} writes acknowledged instead of {goal}");
-            Ok(())
-        })
-        .await
-    }
-
-    /// The keys whose writes were acknowledged.
-    async fn stop(self) -> Vec<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.running.join_all().await.concat()
-    }
-}
-
-async fn has_all(endpoint: &str, written: &[String]) -> anyhow::Result<()> {
-    let found = soon("a member reads", async || keys(endpoint, "w").await).await?;
-    let lost: Vec<&String> = written.iter().filter(|k| found.binary_search(k).is_err()).collect();
-    ensure!(lost.is_empty(), "lost at {endpoint}: {lost:?} of {}", written.len());
-    Ok(())
 }
 
 async fn killed() -> anyhow::Result<()> {

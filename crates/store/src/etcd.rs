@@ -118,7 +118,9 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let method = self.calls.begin(request.uri().path());
-        let answer = if request.uri().path().starts_with(KV) {
+        let kv = request.uri().path().starts_with(KV);
+        let request = self.calls.hears(request);
+        let answer = if kv {
             Either::Left(self.kv.call(request))
         } else {
             Either::Right(self.others.call(request))

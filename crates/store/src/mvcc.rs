@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod error;
+mod hash;
 pub mod index;
 pub mod lease;
 pub mod op;
@@ -26,6 +27,7 @@ use wire::etcdserverpb::{
 use wire::mvccpb::Event;
 
 pub use error::Error;
+pub use hash::hash;
 pub use index::{Index, LARGE_BYTES, Revision, Version};
 pub use lease::Leases;
 pub use op::Op;

@@ -296,6 +296,11 @@ impl Node {
     /// [`Node::done`].
     pub fn written(&mut self) -> After {
         let Some(mut ready) = self.ready.take() else { return After::default() };
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            // A leader that let itself go while it wrote: the core would look for its own progress.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         let mut messages = outgoing(ready.take_persisted_messages());
         let mut light = self.raw.advance_append(ready);
         if let Some(commit) = light.commit_index() {

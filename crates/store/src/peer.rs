@@ -4,8 +4,10 @@
 //! lost, and raft says it again. A snapshot goes in a call of its own, so that it holds up no heartbeat.
 
 mod serve;
+mod traffic;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -22,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use wire::store::peer_client::PeerClient;
-use wire::store::{Batch, Chunk, Head};
+use wire::store::{Batch, Chunk, Head, Nothing};
 
 use crate::engine::{Ask, Identity};
 use crate::members::Members;
@@ -31,6 +33,7 @@ use crate::replica::Input;
 use crate::snapshot;
 
 pub use serve::Listener;
+use traffic::Traffic;
 
 /// Bytes that may wait for one member.
 const QUEUE_BYTES_MAX: usize = 32 << 20;
@@ -43,6 +46,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS_MAX: usize = 4;
 /// How long the other side may take to answer at all, and how often it has to show that it lives.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the way to a member is measured.
+const PROBE: Duration = Duration::from_secs(4);
 const PULSE: Pulse = Pulse { every: Duration::from_secs(1), timeout: Duration::from_secs(2) };
 /// Pauses after failures, the first and the longest.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -69,6 +74,7 @@ struct Shared {
     snapshots: PathBuf,
     ctx: Context,
     known: RwLock<Known>,
+    traffic: Traffic,
     /// Cancelled when another member says that we were removed.
     removed: CancellationToken,
 }
@@ -98,7 +104,9 @@ impl Peers {
         ctx: Context,
     ) -> Self {
         let (known, removed) = (RwLock::default(), CancellationToken::new());
-        Self { shared: Arc::new(Shared { identity, tls, asks, snapshots, ctx, known, removed }) }
+        let traffic = Traffic::new(&ctx.metrics);
+        let shared = Shared { identity, tls, asks, snapshots, ctx, known, traffic, removed };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Follows a change of members: begins to send to new ones and stops with those that are gone or have moved.
@@ -230,6 +238,7 @@ impl Shared {
                 told = false;
             }
             self.tell(Input::Unreachable(id)).await;
+            self.traffic.failed(id);
             let error = end.message();
             let (to, refused) = (hex(id), end.code() == tonic::Code::FailedPrecondition);
             if refused && error == REMOVED {
@@ -253,9 +262,11 @@ impl Shared {
         answers: &Mutex<Channel>,
     ) -> (bool, Status) {
         let turn = queue.begin();
-        let batches = futures::stream::unfold(queue.clone(), move |queue| async move {
+        let waiting = (queue.clone(), self.traffic.sent(id));
+        let batches = futures::stream::unfold(waiting, move |(queue, sent)| async move {
             let messages = queue.next(turn).await?;
-            Some((Batch { messages }, queue))
+            sent.inc_by(bytes(&messages));
+            Some((Batch { messages }, (queue, sent)))
         });
         let mut client = self.client(channel.clone());
         let call = client.messages(self.signed(id, batches));
@@ -265,9 +276,26 @@ impl Shared {
             Ok(Ok(answer)) => {
                 tracing::info!(to = hex(id), "reached a member");
                 answers.lock().clone_from(channel);
-                let end = answer.into_inner().message().await;
+                let mut answers = answer.into_inner();
+                let end = tokio::select! {
+                    end = answers.message() => end,
+                    never = self.probe(id, channel) => match never {},
+                };
                 (true, end.err().unwrap_or_else(|| Status::unavailable("the other side ended")))
             }
+        }
+    }
+
+    /// Measures the way to a member again and again. Whether it is there at all is the stream's affair.
+    async fn probe(&self, id: u64, channel: &Channel) -> Infallible {
+        loop {
+            let start = self.ctx.clock.monotonic();
+            let mut client = self.client(channel.clone());
+            let answer = client.probe(self.signed(id, Nothing {}));
+            if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+                self.traffic.round_trip(id, self.ctx.clock.monotonic().saturating_sub(start));
+            }
+            tokio::time::sleep(PROBE).await;
         }
     }
 
@@ -377,6 +405,10 @@ impl Waiting {
         self.bytes -= taken.iter().map(Bytes::len).sum::<usize>();
         taken
     }
+}
+
+fn bytes(messages: &[Bytes]) -> u64 {
+    messages.iter().map(|message| message.len() as u64).sum()
 }
 
 fn hex(id: u64) -> String {

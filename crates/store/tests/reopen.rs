@@ -137,3 +137,31 @@ async fn log_and_snapshots_are_enough() {
     }
     stop(store, ctx).await;
 }
+
+/// What a member of the version before joint changes wrote (log and snapshots of format 2), killed in the middle of it: 60
+/// puts of seven keys, one of a key with a lease, a delete, a compaction, a user, a last put.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_the_format_before_are_opened_and_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format2");
+    for part in ["log", "snapshots"] {
+        copy(&written.join(part), &dir.path().join(part)).unwrap();
+    }
+    std::fs::copy(written.join("member"), dir.path().join("member")).unwrap();
+    for puts in 0..2 {
+        let (store, ctx) = opened(dir.path()).await;
+        let engine = store.engine();
+        let keys = [("k0", "v56"), ("k2", "v58"), ("leased", "x"), ("last", "one")];
+        for (key, expected) in keys {
+            assert_eq!(value(engine, key), expected, "{key}");
+        }
+        assert_eq!(engine.header_now().revision, 64 + puts);
+        let applied = engine.applied.read().clone();
+        assert_eq!(applied.mvcc.compacted(), 40);
+        assert_eq!(applied.mvcc.leases().iter().count(), 1);
+        assert_eq!(applied.auth.users.keys().collect::<Vec<_>>(), ["root"]);
+        // The log goes on in today's format behind what is there.
+        put(engine, 1).await;
+        stop(store, ctx).await;
+    }
+}

@@ -23,6 +23,10 @@ use world::World;
 
 /// Worlds in CI.
 const SEEDS: u64 = 200;
+/// Seeds that once found something, each with what it was.
+const FOUND: [u64; 1] = [
+    206_008_544, // a leader that had let itself go wrote on, and the core looked for its own progress
+];
 /// Tests that share them, to run beside each other.
 const SHARES: u64 = 4;
 
@@ -60,6 +64,14 @@ fn share(number_of_share: u64) -> Counts {
 fn check(sum: &Counts) {
     if number("SEED").is_none() {
         assert!(sum.least() > 0, "some of these never happened: {sum:?}");
+    }
+}
+
+#[test]
+fn what_was_found_once_stays_mended() {
+    for seed in FOUND {
+        let (_, found) = run(seed, None);
+        assert!(found.is_empty(), "SEED={seed}\n{}", found.join("\n"));
     }
 }
 

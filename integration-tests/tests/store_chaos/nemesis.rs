@@ -1,16 +1,20 @@
 //! What happens to the members.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use daemon::Channel;
 use integration_tests::lab::{Cut, Lab, MEMBERS};
-use integration_tests::members::soon;
+use integration_tests::members::{PATIENCE, soon};
 use nix::sys::signal::Signal;
 use testkit::sim::Rng;
+use tokio::task::JoinSet;
 use wire::etcdserverpb::alarm_request::AlarmAction;
+use wire::etcdserverpb::kv_client::KvClient;
 use wire::etcdserverpb::maintenance_client::MaintenanceClient;
-use wire::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, StatusRequest};
+use wire::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, DeleteRangeRequest, StatusRequest};
 
 use super::clients::{ANSWER_TIMEOUT, Clients};
 
@@ -18,6 +22,10 @@ use super::clients::{ANSWER_TIMEOUT, Clients};
 const HOLD_MS: std::ops::Range<u64> = 500..3000;
 /// How long there is no room at all.
 const FULL: Duration = Duration::from_secs(2);
+
+/// More entries than members keep at hand for one that lags, and how many clients write them.
+const LAG_ENTRIES: usize = 2 * store::replica::KEPT_ENTRIES;
+const LAG_CLIENTS: usize = 64;
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +118,29 @@ impl Nemesis<'_> {
         soon("it is back", async || status(clients, at).await.map(drop)).await
     }
 
+    /// A member is killed, and comes back when its place in the others' logs is gone: it has to begin again from a snapshot.
+    pub async fn lag(&mut self) -> anyhow::Result<()> {
+        let at = self.rng.place(MEMBERS);
+        eprintln!("m{at} lags behind");
+        self.lab.kill(at)?;
+        let clients = self.clients;
+        clients.go_on("the others go on", async || Ok(())).await?;
+        let left = Arc::new(AtomicUsize::new(LAG_ENTRIES));
+        let mut writing = JoinSet::new();
+        for client in 0..LAG_CLIENTS {
+            let (left, through) = (left.clone(), (at + 1 + client % (MEMBERS - 1)) % MEMBERS);
+            writing.spawn(entries(KvClient::new(clients.channel(through)), left));
+        }
+        tokio::time::timeout(PATIENCE, writing.join_all()).await.context("entries")?;
+        self.lab.start(at)?;
+        soon("it begins again from a snapshot", async || {
+            status(clients, at).await?;
+            ensure!(self.lab.log(at)?.contains("begin again from a snapshot"), "it did not");
+            Ok(())
+        })
+        .await
+    }
+
     /// There is less room than a member wants, then none at all, then enough again.
     async fn full_disk(&mut self, at: usize) -> anyhow::Result<()> {
         let (clients, refused) = (self.clients, self.clients.refused.load(Ordering::Relaxed));
@@ -150,6 +181,17 @@ impl Nemesis<'_> {
         match who {
             Who::Leader => leader(self.clients).await,
             Who::Anyone => Ok(self.rng.place(MEMBERS)),
+        }
+    }
+}
+
+/// Entries of the log that change nothing: deletes of what is not there.
+async fn entries(mut client: KvClient<Channel>, left: Arc<AtomicUsize>) {
+    let take = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    while take().is_ok() {
+        let delete = DeleteRangeRequest { key: "nothing".into(), ..Default::default() };
+        if client.delete_range(delete).await.is_err() {
+            left.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

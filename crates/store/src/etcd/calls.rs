@@ -1,17 +1,17 @@
 //! Calls counted as go-grpc-prometheus does it, by service, method and code: what etcd's dashboards draw.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use daemon::metrics::Metrics;
 use http_body::{Body as HttpBody, Frame};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::MapFrame;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tonic::body::Body;
-use tonic::codegen::http::Response;
+use tonic::codegen::http::{Request, Response};
 use tonic::{Code, Status};
 
 const UNARY: &str = "unary";
@@ -68,6 +68,8 @@ pub(super) struct Calls {
     started: Vec<Counter>,
     fine: Vec<Counter>,
     ended: Family<Ended, Counter>,
+    received: Counter,
+    sent: Counter,
 }
 
 impl Calls {
@@ -76,6 +78,11 @@ impl Calls {
         let ended = Family::<Ended, Counter>::default();
         registry.register("grpc_server_started", "Calls that began", begun.clone());
         registry.register("grpc_server_handled", "Calls that ended, by their end", ended.clone());
+        let (received, sent) = (Counter::default(), Counter::default());
+        let help = "Bytes of the messages that clients sent";
+        registry.register("etcd_network_client_grpc_received_bytes", help, received.clone());
+        let help = "Bytes of the messages that clients were sent";
+        registry.register("etcd_network_client_grpc_sent_bytes", help, sent.clone());
         let started = METHODS.iter().map(|&(grpc_service, grpc_method, grpc_type)| {
             let counter = begun.get_or_create(&Called { grpc_method, grpc_service, grpc_type });
             counter.clone()
@@ -83,7 +90,7 @@ impl Calls {
         let started = started.collect();
         let fine = (0..METHODS.len()).map(|i| ended.get_or_create(&end(i, Code::Ok)).clone());
         let fine = fine.collect();
-        Arc::new(Self { started, fine, ended })
+        Arc::new(Self { started, fine, ended, received, sent })
     }
 
     /// Counts the begin of a call by its path; which method it is, if it is one that is counted.
@@ -94,22 +101,52 @@ impl Calls {
         Some(method)
     }
 
-    /// Counts the end of a call; that of a stream when it has come.
+    /// A request whose bytes are counted as they come in.
+    pub(super) fn hears<B: HttpBody<Data = Bytes>>(
+        &self,
+        request: Request<B>,
+    ) -> Request<MapFrame<B, impl FnMut(Frame<Bytes>) -> Frame<Bytes> + Send + 'static + use<B>>>
+    {
+        let received = self.received.clone();
+        request.map(|body| body.map_frame(move |frame| counted(frame, &received)))
+    }
+
+    /// Counts the end of a call; that of a stream, and the bytes of all, when they have come.
     pub(super) fn end(self: &Arc<Self>, method: usize, response: Response<Body>) -> Response<Body> {
-        match Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code()) {
-            Code::Ok if METHODS[method].2 == UNARY => {
+        let ends = match Status::from_header_map(response.headers()) {
+            None if METHODS[method].2 != UNARY => Some(StreamEnd(self.fine[method].clone())),
+            None => {
                 self.fine[method].inc();
-                response
+                None
             }
-            Code::Ok => {
-                let (calls, ends) = (self.clone(), method);
-                response.map(|body| Body::new(Stream { body, calls, ends }))
+            Some(status) => {
+                self.ended.get_or_create(&end(method, status.code())).inc();
+                return response;
             }
-            code => {
-                self.ended.get_or_create(&end(method, code)).inc();
-                response
-            }
-        }
+        };
+        let sent = self.sent.clone();
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _until_the_body_is_dropped = &ends;
+                counted(frame, &sent)
+            }))
+        })
+    }
+}
+
+fn counted(frame: Frame<Bytes>, bytes: &Counter) -> Frame<Bytes> {
+    if let Some(data) = frame.data_ref() {
+        bytes.inc_by(data.len() as u64);
+    }
+    frame
+}
+
+/// Counts a stream that went well when it is dropped.
+struct StreamEnd(Counter);
+
+impl Drop for StreamEnd {
+    fn drop(&mut self) {
+        self.0.inc();
     }
 }
 
@@ -141,41 +178,11 @@ fn name(code: Code) -> &'static str {
     }
 }
 
-/// The answers of a stream, whose end is counted.
-struct Stream {
-    body: Body,
-    calls: Arc<Calls>,
-    ends: usize,
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.calls.fine[self.ends].inc();
-    }
-}
-
-impl HttpBody for Stream {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
     use super::*;
 
     /// A stream that says nothing and does not end.

@@ -5,9 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::Stream;
-use prost::Message;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -25,7 +23,7 @@ use super::errors::{no_leader, not_leader, status, wrong_reply};
 use super::{LEADER_CHECK, LEADER_TIMEOUT, Services, VERSION};
 use crate::backup;
 use crate::engine::Ask;
-use crate::mvcc::{Error, Mvcc, Op, Reply, range};
+use crate::mvcc::{self, Error, Op, Reply};
 use crate::replica::{Input, Refusal};
 
 /// The only version that etcd would go back to from [`VERSION`].
@@ -34,6 +32,8 @@ const ONE_BEFORE: (u64, u64) = (3, 5);
 const PARTS_MAX: usize = 16;
 /// How long one may wait: nothing that the state has forgotten leaves the disk meanwhile.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that takes less on the whole is as bad as one that takes nothing.
+const RATE_BYTES_MIN: u64 = 256 << 10;
 
 type Blobs = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
@@ -144,7 +144,12 @@ impl Maintenance for Services {
             let (_whole, _held) = (engine.refill.read(), engine.state.hold());
             // The clone shares all keys and values, so that nobody waits for this client.
             let applied = engine.applied.read().clone();
+            let (began, mut sent_bytes) = (engine.clock.monotonic(), 0);
             let sent = backup::write(&applied, &*engine.state, |part| {
+                sent_bytes += part.blob.len() as u64;
+                if trickles(engine.clock.monotonic().saturating_sub(began), sent_bytes) {
+                    return Err(io::Error::other("the client is too slow"));
+                }
                 runtime.block_on(hand_over(part, &sender, &mut replaced))
             });
             if let Err(error) = sent {
@@ -214,6 +219,11 @@ fn downgrade(request: &DowngradeRequest) -> Result<(), Status> {
     Ok(())
 }
 
+/// Whether a client that took so many bytes in this time holds up what it reads from for too long.
+fn trickles(took: Duration, bytes: u64) -> bool {
+    took > PART_TIMEOUT + Duration::from_secs(bytes / RATE_BYTES_MIN)
+}
+
 /// Gives a part to the client, which may be slow, but not while a leader waits to replace what is read.
 async fn hand_over(
     part: backup::Part,
@@ -254,8 +264,8 @@ fn to_the_end(
 
 /// The hash of everything up to a revision (0 is now), that revision and the last compaction.
 async fn hash(services: &Services, asked: i64) -> Result<(u32, i64, i64), Status> {
-    let mvcc = services.engine.applied.read().mvcc.clone();
-    let (revision, compacted) = (mvcc.revision(), mvcc.compacted());
+    let state = services.engine.applied.read().mvcc.clone();
+    let (revision, compacted) = (state.revision(), state.compacted());
     if asked > revision {
         return Err(status(Error::FutureRevision));
     }
@@ -264,22 +274,9 @@ async fn hash(services: &Services, asked: i64) -> Result<(u32, i64, i64), Status
     }
     let at = if asked == 0 { revision } else { asked };
     let engine = services.engine.clone();
-    let hashed = services.ctx.tasks.blocking(move || hash_at(&mvcc, &engine.state, at)).await;
+    let hashed = services.ctx.tasks.blocking(move || mvcc::hash(&state, &*engine.state, at)).await;
     let hash = hashed.map_err(|error| Status::internal(error.to_string()))?.map_err(status)?;
     Ok((hash, revision, compacted))
-}
-
-fn hash_at(mvcc: &Mvcc, archive: &crate::state::State, at: i64) -> Result<u32, Error> {
-    let mut crc = crc32fast::Hasher::new();
-    for (key, history) in mvcc.index().iter() {
-        for version in history.versions.iter().filter(|v| v.at.main <= at) {
-            let value: Bytes = range::value(version, archive)?;
-            let kv = wire::mvccpb::KeyValue { value, ..version.bare(key) };
-            crc.update(&version.at.sub.to_le_bytes());
-            crc.update(&kv.encode_to_vec());
-        }
-    }
-    Ok(crc.finalize())
 }
 
 #[cfg(test)]
@@ -289,7 +286,17 @@ mod tests {
     use super::*;
 
     fn part(remaining_bytes: u64) -> backup::Part {
-        backup::Part { blob: Bytes::from_static(b"x"), remaining_bytes }
+        backup::Part { blob: bytes::Bytes::from_static(b"x"), remaining_bytes }
+    }
+
+    #[test]
+    fn a_client_may_be_slow_but_not_trickle() {
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        assert!(!trickles(PART_TIMEOUT, 0));
+        assert!(trickles(minute, 1 << 20));
+        assert!(!trickles(minute, 1 << 30));
+        assert!(!trickles(hour, 1 << 30));
+        assert!(trickles(2 * hour, 1 << 30));
     }
 
     #[test]

@@ -141,7 +141,8 @@ struct WatchStream {
 impl WatchStream {
     async fn run(mut self, mut requests: Streaming<WatchRequest>) {
         let period = Duration::from_secs(self.services.progress_s.max(1));
-        let mut progress = tokio::time::interval(period);
+        // The first one comes after a whole period: a watch that has only begun is not idle.
+        let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         let shutdown = self.services.ctx.shutdown.clone();
         let sink = self.sink.clone();
         let mut open = true;

@@ -1,5 +1,5 @@
 //! What a member answers to plain HTTP beside gRPC on its clients' port, as etcd does for probes and scrapers: `/health`,
-//! `/livez`, `/readyz`, `/version` and `/metrics`.
+//! `/livez`, `/readyz` and each of their checks, `/version` and `/metrics`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,6 +17,9 @@ use wire::etcdserverpb::AlarmType;
 
 use super::{Routes, VERSION};
 use crate::engine::Engine;
+
+/// How the content of gRPC calls begins to call itself.
+const GRPC: &[u8] = b"application/grpc";
 
 /// The gRPC services and what is beside them.
 #[derive(Clone)]
@@ -52,7 +55,12 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let Some(page) = Page::at(request.uri().path()) else {
-            return Either::Right(self.routes.call(request));
+            let grpc = request.headers().get(header::CONTENT_TYPE);
+            if grpc.is_some_and(|kind| kind.as_bytes().starts_with(GRPC)) {
+                return Either::Right(self.routes.call(request));
+            }
+            let missing = answer(StatusCode::NOT_FOUND, "404 page not found\n");
+            return Either::Left(Box::pin(std::future::ready(Ok(missing))));
         };
         let (method, asked) = (request.method().clone(), Asked::of(request.uri().query()));
         let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
@@ -64,8 +72,8 @@ where
             }
             Ok(match page {
                 Page::Health => health(&asked, &alarms(&engine), read(&engine, &asked).await),
-                Page::Live => checks(&asked, &[("serializable_read", Ok(()))]),
-                Page::Ready => checks(&asked, &readiness(&engine, &asked).await),
+                Page::Live(only) => checks(&asked, &[("serializable_read", Ok(()))], only),
+                Page::Ready(only) => checks(&asked, &readiness(&engine, &asked, only).await, only),
                 Page::Version => {
                     let text = format!(
                         "{{\"etcdserver\":\"{VERSION}\",\"etcdcluster\":\"{VERSION}\",\
@@ -79,11 +87,16 @@ where
     }
 }
 
+/// What the pages check, as etcd calls it.
+const LIVE: [&str; 1] = ["serializable_read"];
+const READY: [&str; 3] = ["data_corruption", "serializable_read", "linearizable_read"];
+
 #[derive(Debug, Clone, Copy)]
 enum Page {
     Health,
-    Live,
-    Ready,
+    /// All checks, or one.
+    Live(Option<&'static str>),
+    Ready(Option<&'static str>),
     Version,
     Metrics,
 }
@@ -92,12 +105,24 @@ impl Page {
     fn at(path: &str) -> Option<Self> {
         match path {
             "/health" => Some(Self::Health),
-            "/livez" => Some(Self::Live),
-            "/readyz" => Some(Self::Ready),
             "/version" => Some(Self::Version),
             "/metrics" => Some(Self::Metrics),
-            _ => None,
+            _ => Self::check_at(path),
         }
+    }
+
+    fn check_at(path: &str) -> Option<Self> {
+        let path = path.strip_prefix('/')?;
+        let (page, check) = path.split_once('/').unwrap_or((path, ""));
+        let (page, names): (fn(_) -> Self, _) = match page {
+            "livez" => (Self::Live, &LIVE[..]),
+            "readyz" => (Self::Ready, &READY[..]),
+            _ => return None,
+        };
+        if check.is_empty() {
+            return Some(page(None));
+        }
+        names.iter().find(|name| **name == check).map(|name| page(Some(name)))
     }
 }
 
@@ -144,17 +169,19 @@ async fn read(engine: &Engine, asked: &Asked) -> Result<(), String> {
     engine.turn().await.map_err(|refusal| format!("RANGE ERROR:{refusal}"))
 }
 
-async fn readiness(engine: &Engine, asked: &Asked) -> [(&'static str, Result<(), String>); 3] {
+async fn readiness(
+    engine: &Engine,
+    asked: &Asked,
+    only: Option<&str>,
+) -> [(&'static str, Result<(), String>); 3] {
     let corrupt = alarms(engine).contains(&AlarmType::Corrupt);
     let corruption = if corrupt { Err("alarm activated: CORRUPT".to_owned()) } else { Ok(()) };
     // What is not asked for must not keep the others waiting.
-    let wanted = !asked.excludes("linearizable_read");
+    let [.., last] = READY;
+    let wanted = only.map_or_else(|| !asked.excludes(last), |only| only == last);
     let linearizable = if wanted { read(engine, &Asked::default()).await } else { Ok(()) };
-    [
-        ("data_corruption", corruption),
-        ("serializable_read", Ok(())),
-        ("linearizable_read", linearizable),
-    ]
+    let [first, second, last] = READY;
+    [(first, corruption), (second, Ok(())), (last, linearizable)]
 }
 
 /// etcd's old answer: the first thing that is wrong.
@@ -171,11 +198,17 @@ fn health(asked: &Asked, alarms: &[AlarmType], read: Result<(), String>) -> Resp
     }
 }
 
-/// The answer of newer versions: every check on a line, if one failed or they are asked for.
-fn checks(asked: &Asked, checks: &[(&str, Result<(), String>)]) -> Response<Body> {
+/// The answer of newer versions: every check on a line, if one failed or they are asked for. Only one of them, if its own
+/// page is asked for.
+fn checks(
+    asked: &Asked,
+    checks: &[(&str, Result<(), String>)],
+    only: Option<&str>,
+) -> Response<Body> {
     let mut text = String::new();
     let mut code = StatusCode::OK;
-    for (name, result) in checks.iter().filter(|(name, _)| !asked.excludes(name)) {
+    let counts = |name: &str| only.map_or_else(|| !asked.excludes(name), |only| only == name);
+    for (name, result) in checks.iter().filter(|(name, _)| counts(name)) {
         match result {
             Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
             Err(reason) => {
@@ -214,7 +247,18 @@ mod tests {
         assert_eq!(code("exclude=CORRUPT&verbose", &fine), 503);
         assert_eq!(code("exclude=NOSPACE", &Err("RAFT NO LEADER".into())), 503);
         let failed = [("a", Ok(())), ("b", Err("why".to_owned()))];
-        assert_eq!(checks(&Asked::default(), &failed).status(), 503);
-        assert_eq!(checks(&Asked::of(Some("exclude=b")), &failed).status(), 200);
+        let code = |query, only| checks(&Asked::of(query), &failed, only).status().as_u16();
+        assert_eq!(code(None, None), 503);
+        assert_eq!(code(Some("exclude=b"), None), 200);
+        assert_eq!(code(None, Some("a")), 200);
+        assert_eq!(code(None, Some("b")), 503);
+    }
+
+    #[test]
+    fn every_check_has_a_page() {
+        let found = |path| Page::at(path).is_some();
+        assert!(found("/readyz") && found("/readyz/data_corruption") && found("/livez/"));
+        assert!(found("/livez/serializable_read") && !found("/livez/linearizable_read"));
+        assert!(!found("/") && !found("") && !found("/etcdserverpb.KV/Put"));
     }
 }

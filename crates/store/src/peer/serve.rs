@@ -10,9 +10,11 @@ use parking_lot::Mutex;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use wire::store::peer_server::{Peer, PeerServer};
-use wire::store::{Batch, Chunk, Ended, Head, Received};
+use wire::store::{Batch, Chunk, Ended, Head, Nothing, Received};
 
-use super::{CHUNKS_MAX, CLUSTER, FROM, MESSAGE_BYTES_MAX, Peers, REMOVED, Shared, TO, hex, id};
+use super::{
+    CHUNKS_MAX, CLUSTER, FROM, MESSAGE_BYTES_MAX, Peers, REMOVED, Shared, TO, bytes, hex, id,
+};
 use crate::replica::Input;
 use crate::snapshot::{self, Mark};
 
@@ -78,8 +80,10 @@ impl Listener {
         strangers.len() < STRANGERS_MAX && strangers.insert((cluster, from))
     }
 
-    async fn hear(self, mut batches: Streaming<Batch>) -> Result<Ended, Status> {
+    async fn hear(self, from: u64, mut batches: Streaming<Batch>) -> Result<Ended, Status> {
+        let received = self.shared.traffic.received(from);
         while let Some(batch) = batches.message().await? {
+            received.inc_by(bytes(&batch.messages));
             for message in batch.messages {
                 self.shared.tell(Input::Message(message)).await;
             }
@@ -126,9 +130,9 @@ impl Peer for Listener {
     type MessagesStream = Ends;
 
     async fn messages(&self, request: Request<Streaming<Batch>>) -> Result<Response<Ends>, Status> {
-        self.caller(request.metadata())?;
+        let from = self.caller(request.metadata())?;
         let ended = self.shared.ctx.shutdown.clone().cancelled_owned();
-        let heard = futures::stream::once(self.clone().hear(request.into_inner()));
+        let heard = futures::stream::once(self.clone().hear(from, request.into_inner()));
         Ok(Response::new(Box::pin(heard.take_until(ended))))
     }
 
@@ -145,5 +149,10 @@ impl Peer for Listener {
                 taken.map(|()| Response::new(Received {}))
             }
         }
+    }
+
+    async fn probe(&self, request: Request<Nothing>) -> Result<Response<Nothing>, Status> {
+        self.caller(request.metadata())?;
+        Ok(Response::new(Nothing {}))
     }
 }

@@ -608,8 +608,16 @@ impl World {
         match seen {
             Some(learners) if !learners.contains(&true) => return,
             Some(_) => {
-                let promoted = new.iter().copied().map(What::Promote);
-                self.change(promoted.chain(old.iter().copied().map(What::Remove)));
+                // Who was to come may be gone already, and who was to go may never have come: a change with either would be
+                // refused for ever.
+                let is_member = |id: &u64| {
+                    self.members().any(|(_, member)| member.applied.members.get(*id).is_some())
+                };
+                let known =
+                    |ids: &[u64]| -> Vec<u64> { ids.iter().copied().filter(is_member).collect() };
+                let (come, leave) = (known(&new), known(&old));
+                let promoted = come.into_iter().map(What::Promote);
+                self.change(promoted.chain(leave.into_iter().map(What::Remove)));
             }
             None => self.change(new.iter().map(|id| What::Add(known(*id, true)))),
         }
