@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use wire::etcdserverpb::watch_request::RequestUnion;
-use wire::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest};
+use wire::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 use wire::mvccpb::event::EventType;
 
 use super::cache::{Cache, Raw};
@@ -90,7 +90,7 @@ async fn session(
             anyhow::bail!("cancelled by the store: {}", message.cancel_reason);
         }
         backoff.reset();
-        let revision = message.header.unwrap_or_default().revision;
+        let Some(reached) = heard_up_to(&message) else { continue };
         let changes: Vec<Raw> = message
             .events
             .into_iter()
@@ -101,10 +101,21 @@ async fn session(
                 Some(Raw { revision: kv.mod_revision, key: kv.key, value })
             })
             .collect();
-        // A response with events vouches for the revisions of its events only.
-        let reached = changes.last().map_or(revision, |last| last.revision);
         cache.apply(&changes, reached);
         *resume = Some(cache.revision());
+    }
+}
+
+/// The revision up to which a response of the watch shows that nothing is still to come.
+///
+/// With events it is that of the last one: the store may be further. A progress notice vouches for its header.
+/// The response that says the watch exists vouches for nothing: its header is the store's revision,
+/// and what happened between the watch's start and that revision follows it.
+fn heard_up_to(message: &WatchResponse) -> Option<i64> {
+    match message.events.last() {
+        Some(event) => event.kv.as_ref().map(|kv| kv.mod_revision),
+        None if message.created => None,
+        None => message.header.as_ref().map(|header| header.revision),
     }
 }
 
@@ -176,5 +187,26 @@ impl Newest {
             Ok(revision) => Ok(revision),
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::etcdserverpb::ResponseHeader;
+    use wire::mvccpb::{Event, KeyValue};
+
+    use super::*;
+
+    #[test]
+    fn a_watch_that_only_exists_has_heard_nothing() {
+        let header = Some(ResponseHeader { revision: 9, ..Default::default() });
+        let created = WatchResponse { header: header.clone(), created: true, ..Default::default() };
+        assert_eq!(heard_up_to(&created), None);
+        let progress = WatchResponse { header: header.clone(), ..Default::default() };
+        assert_eq!(heard_up_to(&progress), Some(9));
+        let kv = Some(KeyValue { mod_revision: 7, ..Default::default() });
+        let events = vec![Event { kv, ..Default::default() }];
+        let behind = WatchResponse { header, events, ..Default::default() };
+        assert_eq!(heard_up_to(&behind), Some(7));
     }
 }
