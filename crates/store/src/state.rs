@@ -300,9 +300,9 @@ impl State {
         let (mut last, mut filled) = (None, Vec::with_capacity(events.len()));
         for (at, mut event, size) in events {
             if let Some(kv) = event.kv.as_mut().filter(|_| size as usize >= LARGE_BYTES) {
-                // Compacted meanwhile: whoever asks looks at that afterwards.
-                let Some(value) = self.find((at, size), &mut last)? else { return Ok(None) };
-                kv.value = value;
+                // Lost, unless it is compacted meanwhile: whoever asks looks at that first.
+                let lost = || sled::Error::ReportableBug(format!("no value of {at:?}"));
+                kv.value = self.find((at, size), &mut last)?.ok_or_else(lost)?;
             }
             filled.push(event);
         }

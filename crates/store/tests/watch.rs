@@ -6,11 +6,14 @@ use store::Config;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use wire::etcdserverpb::kv_client::KvClient;
+use wire::etcdserverpb::request_op::Request;
 use wire::etcdserverpb::watch_client::WatchClient;
 use wire::etcdserverpb::watch_request::RequestUnion;
 use wire::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
+    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
+    WatchRequest,
 };
+use wire::mvccpb::KeyValue;
 
 fn create(key: &'static [u8], range_end: &'static [u8], start_revision: i64) -> WatchRequest {
     let create = WatchCreateRequest {
@@ -108,4 +111,72 @@ async fn a_watcher_hears_what_was_replaced_though_memory_let_it_go() {
     ctx.shutdown.cancel();
     drop(stream);
     ctx.tasks.join().await.unwrap();
+}
+
+/// A disk that does not give history back must end the watch: silence would be taken for "nothing happened".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_whose_history_the_disk_lost_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().display().to_string(), ..Config::default() };
+    let ctx = daemon::Context::new(CancellationToken::new());
+    let member = store::open(&config, &ctx).await.unwrap();
+    let channel = daemon::channel::in_memory(member.routes(), ());
+    let mut kv = KvClient::new(channel.clone());
+    // Small enough for sled to let go of them.
+    for n in 0..300 {
+        let puts = (0..100).map(|m| PutRequest {
+            key: format!("k{n}-{m}").into(),
+            value: vec![7; 3 << 10].into(),
+            ..Default::default()
+        });
+        let success = puts.map(|put| RequestOp { request: Some(Request::RequestPut(put)) });
+        kv.txn(TxnRequest { success: success.collect(), ..Default::default() }).await.unwrap();
+    }
+    // Until the last of them is archived, so that it is the watch which finds out.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let lost = destroy(&dir.path().join("state"));
+    assert!(lost > 50 << 20, "only {lost} bytes of state were on disk");
+    let requests = tokio_stream::iter([create(b"k", b"l", 1)]).chain(tokio_stream::pending());
+    let mut stream = WatchClient::new(channel).watch(requests).await.unwrap().into_inner();
+    let mut heard = 1;
+    let end = async {
+        // A member that finds its state broken may also end, and its clients ask another one.
+        while let Ok(Some(response)) = stream.message().await {
+            if response.canceled {
+                assert_eq!(response.compact_revision, 0, "{response:?}");
+                return response.cancel_reason;
+            }
+            for kv in response.events.into_iter().filter_map(|event| event.kv) {
+                assert!((heard..=heard + 1).contains(&kv.mod_revision), "{heard}, then {kv:?}");
+                heard = kv.mod_revision;
+                assert!(kv.value.iter().all(|byte| *byte == 7), "{kv:?}");
+            }
+        }
+        "the member ended".to_owned()
+    };
+    let end = tokio::time::timeout(Duration::from_secs(30), end).await.expect("an end in time");
+    assert!(!end.is_empty());
+    println!("heard {heard} revisions, then {end}");
+    ctx.shutdown.cancel();
+    drop(stream);
+    // The state cannot be closed cleanly any more, and may say so.
+    drop(ctx.tasks.join().await);
+}
+
+/// Makes zeros of every file below a directory. Returns how many bytes.
+fn destroy(dir: &std::path::Path) -> u64 {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let length = entry.metadata().unwrap().len();
+        if entry.file_type().unwrap().is_dir() {
+            bytes += destroy(&entry.path());
+        } else {
+            let file = std::fs::OpenOptions::new().write(true).open(entry.path()).unwrap();
+            file.set_len(0).unwrap();
+            file.set_len(length).unwrap();
+            bytes += length;
+        }
+    }
+    bytes
 }
