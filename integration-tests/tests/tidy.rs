@@ -18,8 +18,9 @@ const CRATES: &[(&str, f64, &[&str])] = &[
     ("daemon", 1.85, &["auth"]),
     // Planned were 2.5: the cache's typed store is a part of its own.
     ("client", 3.3, &["api", "wire", "daemon"]),
-    // Planned were 7: etcd's users and roles, membership by etcd's rules and jointly, backup and import.
-    ("store", 12.0, &["wire", "daemon"]),
+    // Planned were 7: etcd's users and roles, membership by etcd's rules and jointly, backup and import, its hash and
+    // figures of traffic.
+    ("store", 12.25, &["wire", "daemon"]),
     // Planned were 9: streams to node agents and review kinds came with the whole surface.
     ("apiserver", 14.0, &["api", "wire", "auth", "daemon"]),
     // wire: the one batch call of the object service that the client has no type for. Planned were 3:

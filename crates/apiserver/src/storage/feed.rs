@@ -200,9 +200,9 @@ mod tests {
     #[test]
     fn a_watch_that_only_exists_has_heard_nothing() {
         let header = Some(ResponseHeader { revision: 9, ..Default::default() });
-        let created = WatchResponse { header: header.clone(), created: true, ..Default::default() };
+        let created = WatchResponse { header, created: true, ..Default::default() };
         assert_eq!(heard_up_to(&created), None);
-        let progress = WatchResponse { header: header.clone(), ..Default::default() };
+        let progress = WatchResponse { header, ..Default::default() };
         assert_eq!(heard_up_to(&progress), Some(9));
         let kv = Some(KeyValue { mod_revision: 7, ..Default::default() });
         let events = vec![Event { kv, ..Default::default() }];
