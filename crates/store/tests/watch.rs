@@ -134,7 +134,7 @@ async fn a_watcher_whose_history_the_disk_lost_is_told() {
     }
     // Until the last of them is archived, so that it is the watch which finds out.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let lost = destroy(&dir.path().join("state"));
+    let lost = destroy(&dir.path().join("state")).unwrap();
     assert!(lost > 50 << 20, "only {lost} bytes of state were on disk");
     let requests = tokio_stream::iter([create(b"k", b"l", 1)]).chain(tokio_stream::pending());
     let mut stream = WatchClient::new(channel).watch(requests).await.unwrap().into_inner();
@@ -164,19 +164,19 @@ async fn a_watcher_whose_history_the_disk_lost_is_told() {
 }
 
 /// Makes zeros of every file below a directory. Returns how many bytes.
-fn destroy(dir: &std::path::Path) -> u64 {
+fn destroy(dir: &std::path::Path) -> std::io::Result<u64> {
     let mut bytes = 0;
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        let length = entry.metadata().unwrap().len();
-        if entry.file_type().unwrap().is_dir() {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let length = entry.metadata()?.len();
+        if entry.file_type()?.is_dir() {
             bytes += destroy(&entry.path());
         } else {
-            let file = std::fs::OpenOptions::new().write(true).open(entry.path()).unwrap();
-            file.set_len(0).unwrap();
-            file.set_len(length).unwrap();
+            let file = std::fs::OpenOptions::new().write(true).open(entry.path())?;
+            file.set_len(0)?;
+            file.set_len(length)?;
             bytes += length;
         }
     }
-    bytes
+    Ok(bytes)
 }
