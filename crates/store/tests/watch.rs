@@ -13,7 +13,6 @@ use wire::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
     WatchRequest,
 };
-use wire::mvccpb::KeyValue;
 
 fn create(key: &'static [u8], range_end: &'static [u8], start_revision: i64) -> WatchRequest {
     let create = WatchCreateRequest {
@@ -170,7 +169,7 @@ fn destroy(dir: &std::path::Path) -> std::io::Result<u64> {
         let entry = entry?;
         let length = entry.metadata()?.len();
         if entry.file_type()?.is_dir() {
-            bytes += destroy(&entry.path());
+            bytes += destroy(&entry.path())?;
         } else {
             let file = std::fs::OpenOptions::new().write(true).open(entry.path())?;
             file.set_len(0)?;
