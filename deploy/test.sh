@@ -8,6 +8,7 @@ source deploy/packages.sh
 if [ "${1:-}" != "--no-install" ]; then
   install_missing "${BUILD_PACKAGES[@]}" "${NODE_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
   fetch_vm_kernel || echo "no kernel for a virtual machine: its tests will be listed as ignored" >&2
+  fetch_helm || echo "no Helm: its tests will be listed as ignored" >&2
   command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 fi
 # A checkout made anew each time still builds only what changed, where a cache directory can be had.

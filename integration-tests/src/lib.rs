@@ -17,7 +17,7 @@ pub mod source;
 pub mod vm;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -208,6 +208,31 @@ pub fn connect(url: &str, pki: &Path) -> anyhow::Result<client::Client> {
         server_name: None,
     };
     Ok(client::Client::new(daemon::channel::connect(url, Some(&tls))?, "test"))
+}
+
+/// Nodes that run nothing, as `ironclad simulate nodes` plays them; they stop when dropped, and stay registered.
+#[derive(Debug)]
+pub struct Fleet(Child);
+
+impl Fleet {
+    /// Starts them for the cluster that has its administrator's kubeconfig in `dir`, with options of the command.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn start(dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
+        let fleet = Command::new(program("ironclad")?)
+            .args(["simulate", "nodes", "--keep", "--data-dir", &dir.display().to_string()])
+            .args(options)
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self(fleet))
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let _gone = self.0.kill().and_then(|()| self.0.wait());
+    }
 }
 
 impl Drop for Cluster {

@@ -3,14 +3,14 @@
 #![allow(clippy::disallowed_methods)] // a test as a whole, which measures itself
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use client::{Client, Patch};
 use futures::StreamExt as _;
 use integration_tests::apart::Apart;
-use integration_tests::{Seen, machine, name, program, ready};
+use integration_tests::{Fleet, Seen, machine, name, ready};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
@@ -31,15 +31,6 @@ fn main() -> ExitCode {
         "root_node_rollouts_outlive_every_daemon",
         || machine::block_on(converge()),
     )])
-}
-
-/// The fleet of nodes, stopped when dropped.
-struct Fleet(Child);
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        let _gone = self.0.kill().and_then(|()| self.0.wait());
-    }
 }
 
 fn deployment(nth: usize) -> Value {
@@ -116,12 +107,7 @@ async fn converge() -> anyhow::Result<()> {
     }
     let seen = apart.seen().await?;
     let dir = apart.kubeconfig()?;
-    let fleet = Command::new(program("ironclad")?)
-        .args(["simulate", "nodes", "--keep", "--count", &NODES.to_string()])
-        .args(["--data-dir", &dir.display().to_string()])
-        .stdout(Stdio::null())
-        .spawn()?;
-    let _fleet = Fleet(fleet);
+    let _fleet = Fleet::start(&dir, &["--count", &NODES.to_string()])?;
     seen.until("the nodes are there", |s| (s.all::<Node>().len() == NODES).then_some(())).await?;
     let writer = apart.client()?;
     let (created, killed) = tokio::join!(create(&writer), kill_each(&mut apart));
