@@ -2,6 +2,9 @@
 //! it must be read as the same again. `cargo fuzz` feeds them from `fuzz_targets`, and the normal tests from seeds that
 //! are changed at random (`integration-tests/tests/fuzz.rs`).
 
+use std::sync::LazyLock;
+
+use api::catalog::{Catalog, Resource};
 use api::codec::{json, proto, yaml};
 use api::object::Value;
 use api::patch;
@@ -12,16 +15,42 @@ use bytes::Bytes;
 use prost::Message;
 use wire::etcdserverpb as etcd;
 
-#[path = "../../crates/apiserver/src/http/path.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs)]
-mod request_path;
+/// The time when objects are shown and written.
+const NOW: api::time::Timestamp = api::time::Timestamp::UNIX_EPOCH;
 
 /// A target: its name, the function, and inputs to begin with.
 pub type Target = (&'static str, fn(&[u8]), &'static [&'static [u8]]);
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    ("path", path, &[b"/apis/apps/v1/namespaces/a%2Fb/deployments/web/scale", b"/api/v1/watch/pods"]),
+    ("request", request, &[
+        b"/apis/apps/v1/namespaces/a%2Fb/deployments/web/scale?dryRun=All&fieldManager=a&fieldValidation=Strict\n\
+        application/json;as=Table;v=v1;g=meta.k8s.io,*/*;q=0.5\napplication/strategic-merge-patch+json; charset=utf-8\n",
+        b"/api/v1/watch/pods?limit=5&continue=eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJhIn0&resourceVersion=0\
+        &resourceVersionMatch=Exact&labelSelector=a%3Db&timeoutSeconds=1&ports=80,81\napplication/yaml\napplication/json\n\
+        {\"preconditions\":{\"uid\":\"a\"},\"gracePeriodSeconds\":0,\"dryRun\":[\"All\"]}",
+    ]),
+    ("websocket", websocket, &[b"\x82\x83\0\0\0\0\0ab", b"\x82\x96\0\0\0\0\x04{\"Width\":1,\"Height\":2}\x88\x80\0\0\0\0"]),
+    ("spdy", spdy, &[
+        b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x01\0\0\0\x01\x01\0\0\x01a\x80\x03\0\x07\0\0\0\x08\0\0\0\0\0\0\0\0",
+        // Opens stream 1 with the header "streamtype: data", and ends it with two bytes.
+        b"\x80\x03\x00\x01\x00\x00\x00%\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00x\xf9\xe3\xc6\xa7\xc2\x02\xa6#Fp:+)JM\xccE*J\x12\x01\x00\x00\x00\xff\xff\x00\x00\x00\x01\x01\x00\x00\x02hi",
+    ]),
+    ("apply", apply, &[
+        b"\x80{\"kind\":\"Pod\",\"metadata\":{\"name\":\"a\",\"managedFields\":[{\"manager\":\"b\",\"operation\":\"Update\",\
+        \"apiVersion\":\"v1\",\"fieldsType\":\"FieldsV1\",\"fieldsV1\":{\"f:spec\":{\"f:containers\":{\"k:{\\\"name\\\":\\\"c\\\"}\":\
+        {\".\":{},\"f:image\":{}}}}}}]},\"spec\":{\"containers\":[{\"name\":\"c\",\"image\":\"i\"}]}}\0\
+        {\"metadata\":{\"name\":\"a\"},\"spec\":{\"containers\":[{\"name\":\"c\",\"image\":\"j\",\"ports\":[{\"containerPort\":1}]}]}}",
+    ]),
+    ("table", table, &[b"\x80{\"metadata\":{\"name\":\"a\",\"creationTimestamp\":\"2026-11-23T01:02:03Z\"},\"status\":{\"phase\":\"x\"}}"]),
+    ("definition", definition, &[
+        b"{\"metadata\":{\"name\":\"as.b.c\"},\"spec\":{\"group\":\"b.c\",\"scope\":\"Namespaced\",\"names\":{\"kind\":\"A\",\"plural\":\
+        \"as\"},\"versions\":[{\"name\":\"v1\",\"served\":true,\"storage\":true,\"schema\":{\"openAPIV3Schema\":{\"type\":\"object\",\
+        \"properties\":{\"spec\":{\"type\":\"object\",\"properties\":{\"n\":{\"type\":\"integer\",\"minimum\":1,\"default\":2},\"l\":\
+        {\"type\":\"array\",\"x-kubernetes-list-type\":\"set\",\"items\":{\"type\":\"string\",\"pattern\":\"^a+$\"}}}}}}},\
+        \"additionalPrinterColumns\":[{\"name\":\"N\",\"type\":\"integer\",\"jsonPath\":\".spec.n\"}]}]}}\0\
+        {\"kind\":\"A\",\"metadata\":{\"name\":\"a\"},\"spec\":{\"n\":0,\"l\":[\"a\",\"a\"]}}",
+    ]),
     ("label_selector", label_selector, &[b"a=b,c!=d,!e,f in (g,h),i notin (j),k>1", b"x.y/z=,,"]),
     ("field_selector", field_selector, &[b"metadata.name=a,spec.nodeName!=b\\,c"]),
     ("quantity", quantity, &[b"1.5Gi", b"-100m", b"12e6", b"0.000000001", b"9223372036854775807Ei"]),
@@ -64,9 +93,69 @@ fn two(data: &[u8]) -> Option<(Value, Value)> {
     Some((json::parse(&data[..middle]).ok()?, json::parse(&data[middle + 1..]).ok()?))
 }
 
-/// The path of a request.
-pub fn path(data: &[u8]) {
-    let _target = request_path::parse(text(data));
+/// A request's path, query, headers and body, as far as they are options.
+pub fn request(data: &[u8]) {
+    apiserver::outside::request(data);
+}
+
+/// What comes through a WebSocket.
+pub fn websocket(data: &[u8]) {
+    apiserver::outside::websocket(data);
+}
+
+/// What comes through a connection that speaks SPDY.
+pub fn spdy(data: &[u8]) {
+    apiserver::outside::spdy(data);
+}
+
+/// A kind that the first byte chooses, and the rest.
+fn of_a_kind(data: &[u8]) -> Option<(&'static Resource, &[u8])> {
+    static KINDS: LazyLock<Catalog> = LazyLock::new(Catalog::builtin);
+    let (first, rest) = data.split_first()?;
+    let all = KINDS.all();
+    all.get(usize::from(*first) * all.len() / 256).map(|kind| (&**kind, rest))
+}
+
+/// An object with its record of owners, and what is applied to it: applied again, it changes nothing more.
+pub fn apply(data: &[u8]) {
+    let Some((resource, rest)) = of_a_kind(data) else { return };
+    let Some((mut live, config)) = two(rest) else { return };
+    let writer = patch::apply::Writer { manager: "fuzz", subresource: "", now: NOW };
+    let applied =
+        |live: &Value, force| patch::apply::apply(Some(live), &config, resource, writer, force);
+    if let Ok(once) = applied(&live, true) {
+        let again = applied(&once, false).expect("what was applied can be applied");
+        assert_eq!(again.to_bytes(), once.to_bytes(), "{}", resource.kind);
+    }
+    patch::apply::track_update(Some(&config), &mut live, resource, writer);
+}
+
+/// An object of any kind as a row of a table.
+pub fn table(data: &[u8]) {
+    let Some((resource, rest)) = of_a_kind(data) else { return };
+    if let Ok(object) = json::parse(rest) {
+        let _row = api::columns::row(resource, &object, NOW, api::columns::Include::Object);
+    }
+}
+
+/// A definition of a kind, and an object of that kind.
+pub fn definition(data: &[u8]) {
+    static ROW: LazyLock<Catalog> = LazyLock::new(Catalog::builtin);
+    let Some((mut definition, object)) = two(data) else { return };
+    let row = ROW.find("apiextensions.k8s.io", "v1", "customresourcedefinitions");
+    let row = row.expect("definitions are a kind");
+    api::defaults::apply(&mut definition, row);
+    let sound = api::rules::validate_create(row, &definition).is_empty();
+    for resource in api::crd::resources(&definition) {
+        let mut object = object.clone();
+        api::defaults::apply(&mut object, &resource);
+        let mut errors = api::error::FieldErrors::new();
+        // What was refused is never served.
+        if sound {
+            api::crd::validate(&resource, &object, &mut errors);
+        }
+        let _row = api::columns::row(&resource, &object, NOW, api::columns::Include::None);
+    }
 }
 
 /// A label selector, as a query says it.

@@ -108,6 +108,7 @@ macro_rules! feeds {
 }
 
 feeds! {
-    path label_selector field_selector quantity instant json_path json_text yaml_text object protobuf json_patch
+    request websocket spdy apply table definition label_selector field_selector quantity instant json_path json_text
+    yaml_text object protobuf json_patch
     merge_patch strategic_patch etcd_request auth_request store_op peer_message store_record dns_name
 }

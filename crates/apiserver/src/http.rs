@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::error::ApiError;
 use bytes::Bytes;
@@ -14,23 +13,22 @@ use tonic::body::Body as HttpBody;
 use crate::layers::authenticate::impersonate;
 use crate::layers::rbac::Attributes;
 use crate::registry::Api;
-use crate::request::{
-    Action, Body, DeleteOptions, FieldValidation, ListOptions, Request, WatchOptions, WriteOptions,
-};
+use crate::request::{Action, Body, Request};
 
 mod body;
 mod discovery;
 mod gather;
-mod negotiate;
-mod path;
-mod portforward;
+pub(crate) mod negotiate;
+pub(crate) mod options;
+pub(crate) mod path;
+pub(crate) mod portforward;
 mod proxy;
-mod query;
+pub(crate) mod query;
 mod render;
-mod session;
-mod spdy;
+pub(crate) mod session;
+pub(crate) mod spdy;
 mod streams;
-mod upgrade;
+pub(crate) mod upgrade;
 mod watch;
 
 pub(crate) use body::Bodies;
@@ -207,10 +205,10 @@ async fn action(
     let content = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     Ok(match verb {
         "get" => Action::Get { version: query.text("resourceVersion") },
-        "list" => Action::List(list_options(query)?),
-        "watch" => Action::Watch(watch_options(query)?),
+        "list" => Action::List(options::list(query)?),
+        "watch" => Action::Watch(options::watch(query)?),
         "create" => {
-            let options = write_options(parts, query)?;
+            let options = options::write(parts, query)?;
             let format = negotiate::content(content)?;
             Action::Create {
                 body: Body { bytes: room.read(std::mem::take(body)).await?, format },
@@ -218,7 +216,7 @@ async fn action(
             }
         }
         "update" => {
-            let options = write_options(parts, query)?;
+            let options = options::write(parts, query)?;
             let format = negotiate::content(content)?;
             Action::Update {
                 body: Body { bytes: room.read(std::mem::take(body)).await?, format },
@@ -227,7 +225,7 @@ async fn action(
         }
         "patch" => {
             let (kind, format) = negotiate::patch(content)?;
-            let mut options = write_options(parts, query)?;
+            let mut options = options::write(parts, query)?;
             if kind == crate::request::PatchType::Apply && !options.manager_given {
                 options.manager.clear();
             }
@@ -241,104 +239,14 @@ async fn action(
             Action::Patch { kind, body: Body { bytes, format }, force, options }
         }
         "delete" => {
-            Action::Delete(delete_options(query, room.read(std::mem::take(body)).await?, content)?)
+            Action::Delete(options::delete(query, room.read(std::mem::take(body)).await?, content)?)
         }
         "deletecollection" => Action::DeleteCollection {
-            list: list_options(query)?,
-            options: delete_options(query, room.read(std::mem::take(body)).await?, content)?,
+            list: options::list(query)?,
+            options: options::delete(query, room.read(std::mem::take(body)).await?, content)?,
         },
         _ => return Err(ApiError::MethodNotAllowed),
     })
-}
-
-fn list_options(query: &Query) -> Result<ListOptions, ApiError> {
-    Ok(ListOptions {
-        labels: query.text("labelSelector"),
-        fields: query.text("fieldSelector"),
-        limit: usize::try_from(query.int("limit")?.unwrap_or(0)).unwrap_or(0),
-        continue_token: query.text("continue"),
-        version: query.text("resourceVersion"),
-        version_match: query.text("resourceVersionMatch"),
-    })
-}
-
-fn watch_options(query: &Query) -> Result<WatchOptions, ApiError> {
-    let timeout = query.int("timeoutSeconds")?.filter(|s| *s > 0).unwrap_or_else(|| {
-        // Spread, so that watches of one start do not all end at once.
-        rand::random_range(1800..3600)
-    });
-    Ok(WatchOptions {
-        list: list_options(query)?,
-        bookmarks: query.flag("allowWatchBookmarks"),
-        initial_events: query.flag("sendInitialEvents"),
-        timeout: u64::try_from(timeout).ok().map(Duration::from_secs),
-    })
-}
-
-fn write_options(parts: &Parts, query: &Query) -> Result<WriteOptions, ApiError> {
-    let mut errors = api::error::FieldErrors::new();
-    let kind = match parts.method {
-        Method::POST => "CreateOptions",
-        Method::PUT => "UpdateOptions",
-        _ => "PatchOptions",
-    };
-    let dry_run = query.all("dryRun");
-    if dry_run.iter().any(|d| d != "All") {
-        let value: Vec<api::Value> = dry_run.iter().map(|d| d.as_str().into()).collect();
-        errors.not_supported("dryRun", api::Value::Array(value), &["All"]);
-    }
-    let validation = match query.text("fieldValidation").as_str() {
-        "" | "Warn" => FieldValidation::Warn,
-        "Ignore" => FieldValidation::Ignore,
-        "Strict" => FieldValidation::Strict,
-        other => {
-            errors.not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
-            FieldValidation::Warn
-        }
-    };
-    let given = query.text("fieldManager");
-    if given.len() > 128 {
-        errors.too_long("fieldManager", 128);
-    }
-    if !errors.is_empty() {
-        return Err(ApiError::invalid("meta.k8s.io", kind, "", errors));
-    }
-    let agent = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
-    let manager_given = !given.is_empty();
-    let manager =
-        if manager_given { given } else { agent.split('/').next().unwrap_or("").to_owned() };
-    let manager = if manager.is_empty() { "unknown".to_owned() } else { manager };
-    Ok(WriteOptions { dry_run: !dry_run.is_empty(), manager, manager_given, validation })
-}
-
-/// Deletion options come in the body, or in the query where there is none.
-fn delete_options(
-    query: &Query,
-    body: Bytes,
-    content: Option<&str>,
-) -> Result<DeleteOptions, ApiError> {
-    let mut options = DeleteOptions {
-        grace_s: query.int("gracePeriodSeconds")?,
-        propagation: Some(query.text("propagationPolicy")).filter(|p| !p.is_empty()),
-        orphan: query.get("orphanDependents").map(|orphan| orphan == "true"),
-        dry_run_given: query.all("dryRun"),
-        ..DeleteOptions::default()
-    };
-    if !body.is_empty() {
-        let format = negotiate::content(content)?;
-        let value = render::delete_body(&body, format)?;
-        let text = |path: &[&str]| value.str_at(path).map(str::to_owned);
-        options.uid = text(&["preconditions", "uid"]);
-        options.version = text(&["preconditions", "resourceVersion"]);
-        options.grace_s = value.int_at(&["gracePeriodSeconds"]).or(options.grace_s);
-        options.propagation = text(&["propagationPolicy"]).or(options.propagation);
-        options.orphan = value.bool_at(&["orphanDependents"]).or(options.orphan);
-        let given = value.at(&["dryRun"]).map(api::Value::items).unwrap_or_default();
-        let given = given.iter().filter_map(api::Value::as_str);
-        options.dry_run_given.extend(given.map(str::to_owned));
-    }
-    options.dry_run = !options.dry_run_given.is_empty();
-    Ok(options)
 }
 
 /// A response with a body of known length.

@@ -31,6 +31,8 @@ mod http;
 mod layers;
 mod metrics;
 mod nodes;
+#[doc(hidden)]
+pub mod outside;
 mod registry;
 mod request;
 mod storage;

@@ -81,7 +81,7 @@ pub(crate) async fn answer(
     Ok(response)
 }
 
-fn ports(query: &Query) -> Result<Vec<u16>, ApiError> {
+pub(crate) fn ports(query: &Query) -> Result<Vec<u16>, ApiError> {
     let texts = query.all("ports");
     let texts: Vec<&str> =
         texts.iter().flat_map(|t| t.split(',')).filter(|t| !t.is_empty()).collect();

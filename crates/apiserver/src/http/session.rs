@@ -173,7 +173,8 @@ fn goodbye() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
-fn from_client(message: &Message) -> Option<Input> {
+/// What a message of a client means, if anything.
+pub(crate) fn from_client(message: &Message) -> Option<Input> {
     let data: Bytes = match message {
         Message::Binary(data) => data.clone(),
         Message::Text(text) => Bytes::from(Utf8Bytes::clone(text).as_str().to_owned()),

@@ -13,11 +13,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{HttpResponse, full};
 
+/// Clients send some 32 KiB at a time.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
 
 pub(crate) type Io = TokioIo<hyper::upgrade::Upgraded>;
@@ -80,7 +82,13 @@ pub(crate) async fn upgraded(upgrade: OnUpgrade) -> Option<Io> {
 }
 
 pub(crate) async fn socket(io: Io) -> Socket {
-    WebSocketStream::from_raw_socket(io, Role::Server, None).await
+    WebSocketStream::from_raw_socket(io, Role::Server, Some(websocket_config())).await
+}
+
+/// How much a client may have under way in one message.
+pub(crate) fn websocket_config() -> WebSocketConfig {
+    let bytes = Some(MESSAGE_BYTES_MAX);
+    WebSocketConfig::default().max_message_size(bytes).max_frame_size(bytes)
 }
 
 impl Door {

@@ -118,14 +118,14 @@ pub(crate) fn parse_version(text: &str) -> Result<i64, ApiError> {
 
 /// Where the next page goes on.
 #[derive(Debug, PartialEq, Eq)]
-struct Continue {
+pub(crate) struct Continue {
     revision: i64,
     /// The last key of the page before.
     after: String,
 }
 
 impl Continue {
-    fn read(token: &str) -> Result<Self, ApiError> {
+    pub(crate) fn read(token: &str) -> Result<Self, ApiError> {
         let bad = |detail: &str| {
             ApiError::BadRequest(format!(
                 "invalid continue token: continue key is not valid: {detail}"
@@ -151,7 +151,7 @@ impl Continue {
 }
 
 /// Refuses combinations of version, match and token that make no sense.
-fn check(options: &ListOptions) -> Result<(), ApiError> {
+pub(crate) fn check(options: &ListOptions) -> Result<(), ApiError> {
     let mut errors = FieldErrors::new();
     let field = "resourceVersionMatch";
     let matching = options.version_match.as_str();

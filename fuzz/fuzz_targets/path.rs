@@ -1,4 +1,0 @@
-//! Feeds `path` from libFuzzer.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ironclad_fuzz::path(data));
