@@ -36,13 +36,14 @@ pub const TARGETS: &[Target] = &[
         // Opens stream 1 with the header "streamtype: data", and ends it with two bytes.
         b"\x80\x03\x00\x01\x00\x00\x00%\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00x\xf9\xe3\xc6\xa7\xc2\x02\xa6#Fp:+)JM\xccE*J\x12\x01\x00\x00\x00\xff\xff\x00\x00\x00\x01\x01\x00\x00\x02hi",
     ]),
+    // An apostrophe chooses the kind of pods.
     ("apply", apply, &[
-        b"\x80{\"kind\":\"Pod\",\"metadata\":{\"name\":\"a\",\"managedFields\":[{\"manager\":\"b\",\"operation\":\"Update\",\
+        b"'{\"kind\":\"Pod\",\"metadata\":{\"name\":\"a\",\"managedFields\":[{\"manager\":\"b\",\"operation\":\"Update\",\
         \"apiVersion\":\"v1\",\"fieldsType\":\"FieldsV1\",\"fieldsV1\":{\"f:spec\":{\"f:containers\":{\"k:{\\\"name\\\":\\\"c\\\"}\":\
         {\".\":{},\"f:image\":{}}}}}}]},\"spec\":{\"containers\":[{\"name\":\"c\",\"image\":\"i\"}]}}\0\
         {\"metadata\":{\"name\":\"a\"},\"spec\":{\"containers\":[{\"name\":\"c\",\"image\":\"j\",\"ports\":[{\"containerPort\":1}]}]}}",
     ]),
-    ("table", table, &[b"\x80{\"metadata\":{\"name\":\"a\",\"creationTimestamp\":\"2026-11-23T01:02:03Z\"},\"status\":{\"phase\":\"x\"}}"]),
+    ("table", table, &[b"'{\"metadata\":{\"name\":\"a\",\"creationTimestamp\":\"2026-11-23T01:02:03Z\"},\"status\":{\"phase\":\"x\"}}"]),
     ("definition", definition, &[
         b"{\"metadata\":{\"name\":\"as.b.c\"},\"spec\":{\"group\":\"b.c\",\"scope\":\"Namespaced\",\"names\":{\"kind\":\"A\",\"plural\":\
         \"as\"},\"versions\":[{\"name\":\"v1\",\"served\":true,\"storage\":true,\"schema\":{\"openAPIV3Schema\":{\"type\":\"object\",\
