@@ -1,6 +1,6 @@
 //! The Pod Security Standards: which rules of a level a pod breaks. Pure.
 //!
-//! Specified by <https://kubernetes.io/docs/concepts/security/pod-security-standards/>, newest version.
+//! Specified by <https://kubernetes.io/docs/concepts/security/pod-security-standards/>, in each of its versions.
 
 use crate::object::Value;
 
@@ -45,38 +45,72 @@ pub struct Violation {
     pub detail: String,
 }
 
-type Check = fn(&Value, &Value) -> Option<Violation>;
+/// The pod's metadata and spec, and the minor version of the standards.
+type Check = fn(&Value, &Value, u32) -> Option<Violation>;
 
-/// Checks of both levels, in the order they are reported. The second number says from which level on, the third up to
-/// which (a stricter check may take its place).
-const CHECKS: &[(Level, Level, Check)] = {
+/// The newest version of the standards, whatever its number.
+pub const LATEST: u32 = u32::MAX;
+
+/// The minor version that a label names: `latest` or `v1.N`.
+pub fn version(text: &str) -> Option<u32> {
+    if text == "latest" {
+        return Some(LATEST);
+    }
+    let minor = text.strip_prefix("v1.")?;
+    let number = minor.parse().ok()?;
+    // No sign, no zero in front.
+    (minor == format!("{number}")).then_some(number)
+}
+
+/// Checks in the order they are reported: the level and the minor version that each begins with, and the version since which
+/// a stricter one takes its place for restricted pods.
+const CHECKS: &[(Level, u32, Option<u32>, Check)] = {
     use Level::{Baseline, Restricted};
     &[
-        (Baseline, Restricted, app_armor),
-        (Baseline, Baseline, |_, spec| capabilities(spec, false)),
-        (Baseline, Restricted, host_namespaces),
-        (Baseline, Baseline, host_path),
-        (Baseline, Restricted, host_ports),
-        (Baseline, Restricted, host_probes),
-        (Baseline, Restricted, privileged),
-        (Baseline, Restricted, proc_mount),
-        (Baseline, Restricted, se_linux),
-        (Baseline, Baseline, |_, spec| seccomp(spec, false)),
-        (Baseline, Restricted, sysctls),
-        (Baseline, Restricted, host_process),
-        (Restricted, Restricted, escalation),
-        (Restricted, Restricted, |_, spec| capabilities(spec, true)),
-        (Restricted, Restricted, volume_types),
-        (Restricted, Restricted, run_as_non_root),
-        (Restricted, Restricted, run_as_user),
-        (Restricted, Restricted, |_, spec| seccomp(spec, true)),
+        (Baseline, 0, None, app_armor),
+        (Baseline, 0, Some(22), |_, spec, _| capabilities(spec, false)),
+        (Baseline, 0, None, host_namespaces),
+        (Baseline, 0, Some(0), host_path),
+        (Baseline, 0, None, host_ports),
+        (Baseline, 34, None, host_probes),
+        (Baseline, 0, None, privileged),
+        (Baseline, 0, None, proc_mount),
+        (Baseline, 0, None, se_linux),
+        (Baseline, 0, Some(19), |meta, spec, minor| {
+            if minor < 19 { seccomp_notes(meta, spec) } else { seccomp(spec, false) }
+        }),
+        (Baseline, 0, None, sysctls),
+        (Baseline, 0, None, host_process),
+        (Restricted, 8, None, escalation),
+        (Restricted, 22, None, |_, spec, minor| {
+            windows_since_25(spec, minor, || capabilities(spec, true))
+        }),
+        (Restricted, 0, None, volume_types),
+        (Restricted, 0, None, run_as_non_root),
+        (Restricted, 23, None, run_as_user),
+        (Restricted, 19, None, |_, spec, minor| {
+            windows_since_25(spec, minor, || seccomp(spec, true))
+        }),
     ]
 };
 
-/// The rules of `level` that a pod (or template) breaks.
-pub fn violations(level: Level, metadata: &Value, spec: &Value) -> Vec<Violation> {
-    let holds = |(from, to, _): &&(Level, Level, Check)| *from <= level && level <= *to;
-    CHECKS.iter().filter(holds).filter_map(|(_, _, check)| check(metadata, spec)).collect()
+/// The rules of `level` that a pod (or template) breaks, by the standards of a [`version`].
+pub fn violations(level: Level, minor: u32, metadata: &Value, spec: &Value) -> Vec<Violation> {
+    let holds = |(from, since, replaced, _): &&(Level, u32, Option<u32>, Check)| {
+        let replaced = level == Level::Restricted && replaced.is_some_and(|since| minor >= since);
+        *from <= level && minor >= *since && !replaced
+    };
+    let checks = CHECKS.iter().filter(holds);
+    checks.filter_map(|(_, _, _, check)| check(metadata, spec, minor)).collect()
+}
+
+/// A check that leaves Windows pods alone since 1.25.
+fn windows_since_25(
+    spec: &Value,
+    minor: u32,
+    check: impl FnOnce() -> Option<Violation>,
+) -> Option<Violation> {
+    if minor >= 25 && windows(spec) { None } else { check() }
 }
 
 fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
@@ -138,7 +172,7 @@ fn security<'a>(of: &'a Value, field: &str) -> &'a Value {
     &of["securityContext"][field]
 }
 
-fn app_armor(metadata: &Value, spec: &Value) -> Option<Violation> {
+fn app_armor(metadata: &Value, spec: &Value, _: u32) -> Option<Violation> {
     const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
     let bad = |of: &Value| security(of, "appArmorProfile")["type"].text() == "Unconfined";
     let reason = |n| plural(n, "forbidden AppArmor profile", "forbidden AppArmor profiles");
@@ -175,9 +209,6 @@ const CAPABILITIES: [&str; 13] = [
 ];
 
 fn capabilities(spec: &Value, restricted: bool) -> Option<Violation> {
-    if restricted && windows(spec) {
-        return None;
-    }
     let known: &[&str] = if restricted { &["NET_BIND_SERVICE"] } else { &CAPABILITIES };
     let list = |c: &'_ Value, which: &str| -> Vec<String> {
         let all = security(c, "capabilities")[which].items().iter();
@@ -208,7 +239,7 @@ fn capabilities(spec: &Value, restricted: bool) -> Option<Violation> {
     if details.is_empty() { None } else { violation(reason, details.join("; ")) }
 }
 
-fn host_namespaces(_: &Value, spec: &Value) -> Option<Violation> {
+fn host_namespaces(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let used: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"]
         .iter()
         .filter(|f| spec[**f].as_bool() == Some(true))
@@ -217,7 +248,7 @@ fn host_namespaces(_: &Value, spec: &Value) -> Option<Violation> {
     if used.is_empty() { None } else { violation("host namespaces", used.join(", ")) }
 }
 
-fn host_path(_: &Value, spec: &Value) -> Option<Violation> {
+fn host_path(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let bad: Vec<&str> = spec["volumes"]
         .items()
         .iter()
@@ -232,7 +263,7 @@ fn host_path(_: &Value, spec: &Value) -> Option<Violation> {
     }
 }
 
-fn host_ports(_: &Value, spec: &Value) -> Option<Violation> {
+fn host_ports(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let ports = |c: &Value| -> Vec<i64> {
         let all = c["ports"].items().iter();
         all.filter_map(|p| p["hostPort"].as_int()).filter(|p| *p != 0).collect()
@@ -256,7 +287,7 @@ fn host_ports(_: &Value, spec: &Value) -> Option<Violation> {
     )
 }
 
-fn host_probes(_: &Value, spec: &Value) -> Option<Violation> {
+fn host_probes(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     fn hosts(container: &Value) -> Vec<&str> {
         let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|p| &container[p]);
         let hooks = ["postStart", "preStop"].map(|h| &container["lifecycle"][h]);
@@ -280,7 +311,7 @@ fn host_probes(_: &Value, spec: &Value) -> Option<Violation> {
     )
 }
 
-fn privileged(_: &Value, spec: &Value) -> Option<Violation> {
+fn privileged(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let bad = names(spec, |c| security(c, "privileged").as_bool() == Some(true));
     if bad.is_empty() {
         return None;
@@ -291,7 +322,7 @@ fn privileged(_: &Value, spec: &Value) -> Option<Violation> {
     )
 }
 
-fn proc_mount(_: &Value, spec: &Value) -> Option<Violation> {
+fn proc_mount(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let of = |c: &'_ Value| security(c, "procMount").text().to_owned();
     let forbidden = |v: &String| !v.is_empty() && v != "Default";
     let bad = names(spec, |c| forbidden(&of(c)));
@@ -306,23 +337,24 @@ fn proc_mount(_: &Value, spec: &Value) -> Option<Violation> {
     violation("procMount", detail)
 }
 
-fn se_linux(_: &Value, spec: &Value) -> Option<Violation> {
+fn se_linux(_: &Value, spec: &Value, minor: u32) -> Option<Violation> {
     const TYPES: [&str; 5] =
         ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
+    let types = if minor < 31 { &TYPES[..4] } else { &TYPES };
     fn options(of: &Value) -> &Value {
         security(of, "seLinuxOptions")
     }
     let set = |o: &Value, field: &str| !o[field].text().is_empty();
     let bad = |of: &Value| {
         let o = options(of);
-        !TYPES.contains(&o["type"].text()) || set(o, "user") || set(o, "role")
+        !types.contains(&o["type"].text()) || set(o, "user") || set(o, "role")
     };
     let who = setters(bad(spec), &names(spec, bad))?;
     let all: Vec<&Value> = std::iter::once(spec).chain(containers(spec)).map(options).collect();
-    let types = sorted(all.iter().map(|o| o["type"].text()).filter(|t| !TYPES.contains(t)));
+    let bad = sorted(all.iter().map(|o| o["type"].text()).filter(|t| !types.contains(t)));
     let mut what = Vec::new();
-    if !types.is_empty() {
-        what.push(format!("{} {}", plural(types.len(), "type", "types"), quoted(&types)));
+    if !bad.is_empty() {
+        what.push(format!("{} {}", plural(bad.len(), "type", "types"), quoted(&bad)));
     }
     for field in ["user", "role"] {
         if all.iter().any(|o| set(o, field)) {
@@ -338,9 +370,6 @@ fn se_linux(_: &Value, spec: &Value) -> Option<Violation> {
 
 fn seccomp(spec: &Value, restricted: bool) -> Option<Violation> {
     const REASON: &str = "seccompProfile";
-    if restricted && windows(spec) {
-        return None;
-    }
     fn of(v: &Value) -> &str {
         security(v, "seccompProfile")["type"].text()
     }
@@ -364,28 +393,51 @@ fn seccomp(spec: &Value, restricted: bool) -> Option<Violation> {
     violation(REASON, detail)
 }
 
-const SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
+/// Before 1.19 profiles were annotations.
+fn seccomp_notes(metadata: &Value, spec: &Value) -> Option<Violation> {
+    const POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
+    const CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
+    let notes = &metadata["annotations"];
+    let good = |v: &str| {
+        matches!(v, "" | "runtime/default" | "docker/default") || v.starts_with("localhost/")
+    };
+    let keys = std::iter::once(POD.to_owned())
+        .chain(containers(spec).map(|c| format!("{CONTAINER}{}", c["name"].text())));
+    let bad: Vec<String> = keys
+        .filter(|key| !good(notes[key.as_str()].text()))
+        .map(|key| format!("{key}={:?}", notes[key.as_str()].text()))
+        .collect();
+    if bad.is_empty() {
+        None
+    } else {
+        violation("seccompProfile", sorted(bad.iter().map(String::as_str)).join(", "))
+    }
+}
+
+/// Sysctls that are safe, each with the version since which it is.
+const SYSCTLS: [(&str, u32); 12] = [
+    ("kernel.shm_rmid_forced", 0),
+    ("net.ipv4.ip_local_port_range", 0),
+    ("net.ipv4.ip_unprivileged_port_start", 0),
+    ("net.ipv4.ping_group_range", 0),
+    ("net.ipv4.tcp_syncookies", 0),
+    ("net.ipv4.ip_local_reserved_ports", 27),
+    ("net.ipv4.tcp_fin_timeout", 29),
+    ("net.ipv4.tcp_keepalive_intvl", 29),
+    ("net.ipv4.tcp_keepalive_probes", 29),
+    ("net.ipv4.tcp_keepalive_time", 29),
+    ("net.ipv4.tcp_rmem", 32),
+    ("net.ipv4.tcp_wmem", 32),
 ];
 
-fn sysctls(_: &Value, spec: &Value) -> Option<Violation> {
+fn sysctls(_: &Value, spec: &Value, minor: u32) -> Option<Violation> {
+    let safe = |name: &str| SYSCTLS.iter().any(|(known, since)| *known == name && minor >= *since);
     let all = security(spec, "sysctls").items().iter().map(|s| s["name"].text());
-    let bad: Vec<&str> = all.filter(|name| !SYSCTLS.contains(name)).collect();
+    let bad: Vec<&str> = all.filter(|name| !safe(name)).collect();
     if bad.is_empty() { None } else { violation("forbidden sysctls", bad.join(", ")) }
 }
 
-fn host_process(_: &Value, spec: &Value) -> Option<Violation> {
+fn host_process(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let bad = |v: &Value| security(v, "windowsOptions")["hostProcess"].as_bool() == Some(true);
     let who = setters(bad(spec), &names(spec, bad))?;
     violation(
@@ -394,9 +446,9 @@ fn host_process(_: &Value, spec: &Value) -> Option<Violation> {
     )
 }
 
-fn escalation(_: &Value, spec: &Value) -> Option<Violation> {
+fn escalation(_: &Value, spec: &Value, minor: u32) -> Option<Violation> {
     let bad = names(spec, |c| security(c, "allowPrivilegeEscalation").as_bool() != Some(false));
-    if bad.is_empty() || windows(spec) {
+    if bad.is_empty() || (minor >= 25 && windows(spec)) {
         return None;
     }
     let detail =
@@ -404,7 +456,7 @@ fn escalation(_: &Value, spec: &Value) -> Option<Violation> {
     violation("allowPrivilegeEscalation != false", detail)
 }
 
-fn volume_types(_: &Value, spec: &Value) -> Option<Violation> {
+fn volume_types(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     const GOOD: [&str; 8] = [
         "configMap",
         "csi",
@@ -438,7 +490,7 @@ fn volume_types(_: &Value, spec: &Value) -> Option<Violation> {
     )
 }
 
-fn run_as_non_root(_: &Value, spec: &Value) -> Option<Violation> {
+fn run_as_non_root(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     const REASON: &str = "runAsNonRoot != true";
     if own_users(spec) {
         return None;
@@ -460,7 +512,7 @@ fn run_as_non_root(_: &Value, spec: &Value) -> Option<Violation> {
     )
 }
 
-fn run_as_user(_: &Value, spec: &Value) -> Option<Violation> {
+fn run_as_user(_: &Value, spec: &Value, _: u32) -> Option<Violation> {
     let bad = |v: &Value| security(v, "runAsUser").as_int() == Some(0);
     let who = setters(bad(spec), &names(spec, bad)).filter(|_| !own_users(spec))?;
     violation("runAsUser=0", format!("{who} must not set runAsUser=0"))
@@ -471,7 +523,7 @@ mod tests {
     use super::*;
 
     fn found(level: Level, spec: Value) -> Vec<String> {
-        let all = violations(level, &Value::Null, &spec);
+        let all = violations(level, LATEST, &Value::Null, &spec);
         all.into_iter().map(|v| format!("{}: {}", v.reason, v.detail)).collect()
     }
 
@@ -523,5 +575,81 @@ mod tests {
             assert_eq!(found(Level::Baseline, spec), [wanted]);
         }
         assert!(found(Level::Privileged, crate::json!({"hostPID": true})).is_empty());
+    }
+    /// Each case: the level, a spec, the last version that judges it one way, and what it says then and later.
+    #[test]
+    fn a_pinned_version_judges_as_it_did_then() {
+        let found = |level, minor, spec: &Value| -> Vec<&str> {
+            violations(level, minor, &Value::Null, spec).iter().map(|v| v.reason).collect()
+        };
+        let sysctl =
+            crate::json!({"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem"}]}});
+        let probe = crate::json!({"containers": [
+            {"name": "a", "livenessProbe": {"httpGet": {"host": "10.0.0.1"}}}]});
+        let engine =
+            crate::json!({"securityContext": {"seLinuxOptions": {"type": "container_engine_t"}}});
+        let bare = crate::json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 0},
+            "containers": [{"name": "a", "securityContext": {"allowPrivilegeEscalation": false}}]});
+        let added = crate::json!({"securityContext": {"runAsNonRoot": true}, "containers": [{"name": "a",
+            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"add": ["X"]}}}]});
+        let windows = crate::json!({"os": {"name": "windows"}, "securityContext": {"runAsNonRoot": true},
+            "containers": [{"name": "a"}]});
+        let cases: [(_, _, _, &[&str], &[&str]); 8] = [
+            (Level::Baseline, &sysctl, 31, &["forbidden sysctls"], &[]),
+            (Level::Baseline, &probe, 33, &[], &["probe or lifecycle host"]),
+            (Level::Baseline, &engine, 30, &["seLinuxOptions"], &[]),
+            (Level::Restricted, &bare, 18, &[], &["seccompProfile"]),
+            (
+                Level::Restricted,
+                &bare,
+                21,
+                &["seccompProfile"],
+                &["unrestricted capabilities", "seccompProfile"],
+            ),
+            (
+                Level::Restricted,
+                &bare,
+                22,
+                &["unrestricted capabilities", "seccompProfile"],
+                &["unrestricted capabilities", "runAsUser=0", "seccompProfile"],
+            ),
+            (
+                Level::Restricted,
+                &added,
+                21,
+                &["non-default capabilities", "seccompProfile"],
+                &["unrestricted capabilities", "seccompProfile"],
+            ),
+            (
+                Level::Restricted,
+                &windows,
+                24,
+                &[
+                    "allowPrivilegeEscalation != false",
+                    "unrestricted capabilities",
+                    "seccompProfile",
+                ],
+                &[],
+            ),
+        ];
+        for (level, spec, last, then, later) in cases {
+            assert_eq!(found(level, last, spec), then, "v1.{last}");
+            assert_eq!(found(level, last + 1, spec), later, "after v1.{last}");
+        }
+        for (text, minor) in [
+            ("latest", Some(LATEST)),
+            ("v1.0", Some(0)),
+            ("v1.30", Some(30)),
+            ("v1.01", None),
+            ("1.2", None),
+            ("v1.+2", None),
+            ("v1.", None),
+        ] {
+            assert_eq!(version(text), minor, "{text}");
+        }
+        let notes = crate::json!({"annotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}});
+        let old = violations(Level::Baseline, 18, &notes, &Value::Null);
+        assert_eq!(old[0].detail, "seccomp.security.alpha.kubernetes.io/pod=\"unconfined\"");
+        assert!(violations(Level::Baseline, 19, &notes, &Value::Null).is_empty());
     }
 }

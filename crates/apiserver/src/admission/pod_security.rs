@@ -5,7 +5,7 @@
 
 use api::error::{ApiError, FieldErrors};
 use api::object::Value;
-use api::pod_security::{Level, Violation, violations};
+use api::pod_security::{self, Level, Violation, violations};
 
 use super::Review;
 use crate::request::Action;
@@ -68,10 +68,12 @@ pub(super) fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     let shelf = review.api.cache.shelf("namespaces");
     let Some(entry) = shelf.get(&review.request.namespace) else { return Ok(()) };
     let namespace = entry.parse();
-    let broken = |level| violations(level, &subject["metadata"], &subject["spec"]);
+    let broken = |level, version: &str| {
+        violations(level, minor(version), &subject["metadata"], &subject["spec"])
+    };
     let (enforced, version) = level(&namespace, "enforce");
     if pod {
-        let broken = broken(enforced);
+        let broken = broken(enforced, &version);
         if !broken.is_empty() {
             return Err(review.forbidden(format!(
                 "violates PodSecurity \"{}:{version}\": {}",
@@ -81,7 +83,7 @@ pub(super) fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
         }
     }
     let (warned, version) = level(&namespace, "warn");
-    let broken = broken(warned);
+    let broken = broken(warned, &version);
     if !broken.is_empty() {
         review.warnings.push(format!(
             "would violate PodSecurity \"{}:{version}\": {}",
@@ -127,7 +129,7 @@ fn namespace(review: &mut Review<'_>) -> Result<(), ApiError> {
         std::collections::BTreeMap::new();
     for (_, entry) in pods.into_iter().take(PODS_MAX) {
         let pod = entry.parse();
-        let broken = violations(now.0, &pod["metadata"], &pod["spec"]);
+        let broken = violations(now.0, minor(&now.1), &pod["metadata"], &pod["spec"]);
         if broken.is_empty() {
             continue;
         }
@@ -166,7 +168,9 @@ fn label_errors(namespace: &Value) -> FieldErrors {
             errors.invalid(field, text, "must be one of privileged, baseline, restricted");
         }
         let key = format!("{key}-version");
-        if let Some(text) = api::meta::label(namespace, &key).filter(|t| !is_version(t)) {
+        if let Some(text) =
+            api::meta::label(namespace, &key).filter(|t| pod_security::version(t).is_none())
+        {
             let field = format!("metadata.labels[{key}]");
             errors.invalid(field, text, "must be \"latest\" or \"v1.x\"");
         }
@@ -174,10 +178,9 @@ fn label_errors(namespace: &Value) -> FieldErrors {
     errors
 }
 
-fn is_version(text: &str) -> bool {
-    let minor = text.strip_prefix("v1.");
-    text == "latest"
-        || minor.is_some_and(|m| m == "0" || (!m.starts_with('0') && m.parse::<u32>().is_ok()))
+/// The minor version of the standards; the newest where the text names none.
+fn minor(version: &str) -> u32 {
+    pod_security::version(version).unwrap_or(pod_security::LATEST)
 }
 
 #[cfg(test)]
@@ -195,8 +198,6 @@ mod tests {
         assert_eq!(level(&namespace, "warn"), (Level::Baseline, "v1.30".to_owned()));
         assert_eq!(level(&namespace, "audit").0, Level::Privileged);
         assert_eq!(label_errors(&namespace).len(), 1);
-        for (text, good) in [("latest", true), ("v1.0", true), ("v1.01", false), ("1.2", false)] {
-            assert_eq!(is_version(text), good, "{text}");
-        }
+        assert_eq!((minor("v1.24"), minor("latest"), minor("1.24")), (24, u32::MAX, u32::MAX));
     }
 }
