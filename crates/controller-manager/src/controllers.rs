@@ -2,6 +2,7 @@
 
 pub mod aggregation;
 pub mod autoscaler;
+pub mod bootstrap;
 pub mod cronjob;
 pub mod csr;
 pub mod daemonset;

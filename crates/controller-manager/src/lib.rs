@@ -128,6 +128,9 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
                 controllers::podgc::run(
                     client.clone(), cache.clone(), executor.clone(), inner.clone(), leading.clone()
                 ),
+                controllers::bootstrap::run(
+                    client.clone(), executor.clone(), inner.clone(), leading.clone()
+                ),
                 controllers::garbage::run(client.clone(), inner.clone(), leading.clone()),
                 controllers::namespace::run(client.clone(), cache.clone(), inner.clone(), leading.clone()),
             )

@@ -165,6 +165,8 @@ pub struct Takes {
     pub weighed: (i64, i64),
     /// Its host ports.
     pub ports: Vec<HostPort>,
+    /// Its claims, by name.
+    pub claims: Box<[String]>,
 }
 
 /// One pod affinity term; topologies are numbers of the snapshot's.
@@ -303,8 +305,6 @@ pub struct Ask {
     pub spread: Vec<Constraint>,
     /// The images of its containers.
     pub images: Vec<String>,
-    /// Its claims, by name.
-    pub claims: Vec<String>,
     /// Its group and how many of it have to be placed at once.
     pub group: Option<(String, usize)>,
     /// Where it waits for others to go.
@@ -394,9 +394,9 @@ impl Ask {
                 amounts: requests(pod),
                 weighed: (weighed.cpu, weighed.memory),
                 ports: host_ports(pod),
+                claims: claims.collect(),
             },
             images: images.filter_map(|c| c.image.as_deref().map(tagged)).collect(),
-            claims: claims.collect(),
             shape: Arc::new(shape),
             spread,
             node_required: node_affinity

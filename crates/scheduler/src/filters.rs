@@ -1,13 +1,14 @@
 //! Where a pod can run: each filter refuses a node with the words upstream uses, or lets it pass. Pure.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use client::fit::{selector_matches, tolerates};
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::ask::Ask;
 use crate::near::Near;
-use crate::snapshot::{NodeState, Snapshot};
+use crate::snapshot::{NodeState, Placed, Snapshot};
 use crate::spread::Spread;
 use crate::volumes::Demand;
 
@@ -34,6 +35,8 @@ pub enum Plugin {
     Group,
     /// Its volumes.
     VolumeBinding,
+    /// A claim that is one pod's alone.
+    VolumeRestrictions,
 }
 
 impl Plugin {
@@ -51,6 +54,7 @@ impl Plugin {
             Self::InterPodAffinity => "InterPodAffinity",
             Self::Group => "Group",
             Self::VolumeBinding => "VolumeBinding",
+            Self::VolumeRestrictions => "VolumeRestrictions",
         }
     }
 }
@@ -148,7 +152,7 @@ type Filter = fn(&Cycle<'_>, usize, &NodeState) -> Option<Refusal>;
 
 /// All filters, in upstream's order.
 const FILTERS: &[Filter] =
-    &[unschedulable, name, taints, affinity, ports, resources, volumes, spread, near];
+    &[unschedulable, name, taints, affinity, ports, resources, restrictions, volumes, spread, near];
 
 fn refuse(plugin: Plugin, why: impl Into<Cow<'static, str>>, resolvable: bool) -> Option<Refusal> {
     Some(Refusal { plugin, reasons: vec![why.into()], resolvable })
@@ -159,6 +163,23 @@ fn refuse(plugin: Plugin, why: impl Into<Cow<'static, str>>, resolvable: bool) -
 pub fn untolerated<'a>(ask: &Ask, node: &'a NodeState) -> Option<&'a Taint> {
     let hard = |t: &&Taint| t.effect == "NoSchedule" || t.effect == "NoExecute";
     node.taints().iter().filter(hard).find(|t| !tolerates(&ask.tolerations, t))
+}
+
+fn restrictions(cycle: &Cycle<'_>, _: usize, node: &NodeState) -> Option<Refusal> {
+    const WHY: &str = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+    for claim in &cycle.volumes.alone {
+        // Who uses it on another node would not go from there for a pod that comes here.
+        if cycle.snapshot.users(claim).iter().any(|user| *user != node.name()) {
+            return refuse(Plugin::VolumeRestrictions, WHY, false);
+        }
+        let uses = |pod: &Arc<Placed>| {
+            pod.key.namespace == claim.namespace && pod.takes.claims.contains(&claim.name)
+        };
+        if node.pods.iter().any(uses) {
+            return refuse(Plugin::VolumeRestrictions, WHY, true);
+        }
+    }
+    None
 }
 
 fn volumes(cycle: &Cycle<'_>, _: usize, node: &NodeState) -> Option<Refusal> {

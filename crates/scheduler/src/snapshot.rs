@@ -181,6 +181,8 @@ pub struct Snapshot {
     names: BTreeMap<String, usize>,
     free: Vec<usize>,
     placed: HashMap<Key, Arc<Placed>>,
+    /// The nodes whose pods use a claim, one for each pod.
+    users: HashMap<Key, Vec<String>>,
     classes: Vec<Option<Class>>,
     class_of: HashMap<Arc<Shape>, usize>,
     topologies: Vec<Topology>,
@@ -308,13 +310,33 @@ impl Snapshot {
         if let Some(class) = &mut self.classes[class] {
             class.total += 1;
         }
+        for claim in &ask.takes.claims {
+            let claim = Key::new(ask.key.namespace.clone(), claim.clone());
+            self.users.entry(claim).or_default().push(node.to_owned());
+        }
         self.placed.insert(ask.key.clone(), placed);
+    }
+
+    /// The nodes whose pods use a claim, one for each pod.
+    #[must_use]
+    pub fn users(&self, claim: &Key) -> &[String] {
+        self.users.get(claim).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// A pod takes nothing any more.
     pub fn forget(&mut self, key: &Key) {
         let Some(placed) = self.placed.remove(key) else { return };
         self.count(&placed, false);
+        for claim in &placed.takes.claims {
+            let claim = Key::new(key.namespace.clone(), claim.clone());
+            let Some(users) = self.users.get_mut(&claim) else { continue };
+            if let Some(at) = users.iter().position(|node| *node == placed.node) {
+                users.swap_remove(at);
+            }
+            if users.is_empty() {
+                self.users.remove(&claim);
+            }
+        }
         if let Some(class) = &mut self.classes[placed.class] {
             class.total -= 1;
             if class.total == 0 {

@@ -18,6 +18,8 @@ use crate::ask::{Ask, selector, selects};
 const BOUND: &str = "pv.kubernetes.io/bind-completed";
 /// The annotation by which a claim learns of its consumer's node.
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// The access mode of a claim that is one pod's at a time.
+const ONE_POD: &str = "ReadWriteOncePod";
 const STATIC: &str = "kubernetes.io/no-provisioner";
 /// Labels of volumes that say where they are, and the nodes' with the same meaning.
 const ZONES: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
@@ -74,6 +76,8 @@ pub struct Storage {
 pub struct Demand<'a> {
     /// Why it can run nowhere.
     pub blocked: Option<String>,
+    /// Claims that one pod alone may use.
+    pub alone: Vec<&'a Key>,
     bound: Vec<&'a Volume>,
     open: Vec<&'a Claim>,
 }
@@ -181,9 +185,12 @@ impl Storage {
     #[must_use]
     pub fn demand(&self, ask: &Ask) -> Demand<'_> {
         let mut demand = Demand::default();
-        for name in &ask.claims {
+        for name in &ask.takes.claims {
             let key = Key::new(ask.key.namespace.clone(), name.clone());
-            match self.claims.get(&key) {
+            let claim = self.claims.get(&key);
+            let alone = claim.filter(|c| c.access.iter().any(|mode| mode == ONE_POD));
+            demand.alone.extend(alone.map(|claim| &claim.key));
+            match claim {
                 None => demand.blocked = Some(format!("persistentvolumeclaim {name:?} not found")),
                 Some(claim) if claim.leaving => {
                     demand.blocked =
@@ -320,6 +327,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::ask::Takes;
 
     fn node(name: &str) -> Node {
         let labels = json!({"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": format!("z-{name}")});
@@ -339,7 +347,9 @@ mod tests {
             let volume: PersistentVolume = serde_json::from_value(volume.clone()).unwrap();
             storage.volume_changed(&volume.metadata.name.clone().unwrap(), Some(&volume));
         }
-        let ask = Ask { key: Key::new("ns", "p"), claims: vec!["c".into()], ..Ask::default() };
+        let ask = Ask { key: Key::new("ns", "p"), ..Ask::default() };
+        let takes = Takes { claims: ["c".into()].into(), ..Takes::default() };
+        let ask = Ask { takes, ..ask };
         (storage, ask)
     }
 

@@ -153,6 +153,7 @@ fn miss(ask: &Ask, node: &NodeState, refusals: &[Refusal]) -> Option<(f64, Strin
         Plugin::PodTopologySpread => (1.3, "allow a greater maxSkew".into()),
         Plugin::InterPodAffinity => (1.4, format!("change what {}", rule(reason))),
         Plugin::NodeName | Plugin::Group => return None,
+        Plugin::VolumeRestrictions => (1.2, "let the pod that has its claim leave".into()),
         Plugin::VolumeBinding => (1.5, "have its volumes where it can run".into()),
     };
     Some((far, hint, name))

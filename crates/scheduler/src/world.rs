@@ -23,6 +23,7 @@ const LEFT: Plugins = Plugins::of(&[
     Plugin::NodePorts,
     Plugin::PodTopologySpread,
     Plugin::InterPodAffinity,
+    Plugin::VolumeRestrictions,
 ]);
 /// Whom it concerns that a pod comes to a node, or changes its labels.
 const CAME: Plugins = Plugins::of(&[Plugin::PodTopologySpread, Plugin::InterPodAffinity]);
@@ -35,7 +36,7 @@ const TAINTS: Plugins =
     Plugins::of(&[Plugin::TaintToleration, Plugin::NodeUnschedulable, Plugin::PodTopologySpread]);
 
 /// Whom claims, volumes and their classes concern.
-const VOLUMES: Plugins = Plugins::of(&[Plugin::VolumeBinding]);
+const VOLUMES: Plugins = Plugins::of(&[Plugin::VolumeBinding, Plugin::VolumeRestrictions]);
 
 /// The cluster and the pods that wait.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use client::Key;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -259,6 +260,38 @@ fn a_budget_is_spared_where_that_is_possible() {
     let ask = snapshot.ask(&pod("p", "1", &json!({"spec": {"priority": 10}})));
     let (Placement::Nowhere(nowhere), _) = place(&ask, &snapshot, 0) else { panic!("a place") };
     assert_eq!(nowhere.preemption.unwrap().node, "b");
+}
+
+/// A claim that is one pod's alone keeps others away everywhere, until that pod goes, or has to for a more important one.
+#[test]
+fn a_claim_of_one_pod_is_not_shared() {
+    let mut snapshot = snapshot(&[("a", json!({})), ("b", json!({}))]);
+    let claim = json!({"metadata": {"name": "c", "namespace": "ns", "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "v", "accessModes": ["ReadWriteOncePod"]}});
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOncePod"]}});
+    let key = Key::new("ns", "c");
+    snapshot.storage.claim_changed(&key, serde_json::from_value(claim).ok().as_ref());
+    snapshot.storage.volume_changed("v", serde_json::from_value(volume).ok().as_ref());
+    let uses =
+        json!({"spec": {"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    there(&mut snapshot, &pod("first", "1", &uses), "a");
+    there(&mut snapshot, &pod("other", "1", &json!({})), "b");
+    let why = run(&mut snapshot, &pod("second", "1", &uses)).unwrap_err();
+    let wanted = "0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and \
+        ReadWriteOncePod access mode.";
+    assert!(why.starts_with(wanted), "{why}");
+
+    let mut important = uses.clone();
+    important["spec"]["priority"] = json!(10);
+    let ask = snapshot.ask(&pod("important", "1", &important));
+    let Placement::Nowhere(nowhere) = place(&ask, &snapshot, 0).0 else { panic!("it was placed") };
+    let preemption = nowhere.preemption.expect("the first can go");
+    assert_eq!((preemption.node.as_str(), preemption.victims[0].0.name.as_str()), ("a", "first"));
+
+    snapshot.forget(&Key::new("ns", "first"));
+    assert!(snapshot.users(&key).is_empty());
+    run(&mut snapshot, &pod("second", "1", &uses)).unwrap();
+    assert_eq!(snapshot.users(&key).len(), 1);
 }
 
 #[test]
