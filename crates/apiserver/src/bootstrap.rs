@@ -137,7 +137,7 @@ fn restored(old: &Value, wanted: &Value) -> Value {
 
 fn cidr(api: &Api) -> Value {
     let mut object = head("networking.k8s.io/v1", "ServiceCIDR", "", "kubernetes");
-    let range = format!("{}/{}", api.network.base, api.network.prefix);
+    let range = api.network.range.to_string();
     object.set_at(&["spec", "cidrs"], Value::Array(vec![range.into()]));
     object
 }

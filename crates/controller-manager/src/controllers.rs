@@ -22,5 +22,6 @@ pub mod protection;
 pub mod quota;
 pub mod replicaset;
 pub mod serviceaccount;
+pub mod servicecidr;
 pub mod statefulset;
 pub mod volumes;

@@ -23,6 +23,7 @@ use k8s_openapi::api::core::v1::{
     ReplicationController, ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -53,6 +54,7 @@ use controllers::nodes::{NodeLifecycle, Pulses};
 use controllers::protection::{ClaimProtection, VolumeProtection, claims_of};
 use controllers::replicaset::{ReplicaSets, ReplicationControllers};
 use controllers::serviceaccount::{RootCas, ServiceAccounts};
+use controllers::servicecidr::ServiceCidrs;
 use controllers::statefulset::StatefulSets;
 use controllers::volumes::{VolumeBinder, VolumeReclaim};
 
@@ -151,6 +153,7 @@ async fn work(client: Client, ctx: Context, leading: CancellationToken) {
         EndpointsMirror,
         ServiceAccounts,
         RootCas,
+        ServiceCidrs,
         NodeRanges,
         NodeLifecycle,
         PodEviction,
@@ -211,6 +214,8 @@ fn cache(client: &Client, ctx: &Context) -> Cache {
         .kind::<Node>(Select::all().index("range", range_of))
         .kind::<PersistentVolumeClaim>(Select::all().index("namespace", namespace_of))
         .kind::<PersistentVolume>(Select::all().index("claim", controllers::volumes::claim_of))
+        .kind::<ServiceCIDR>(Select::all())
+        .kind::<IPAddress>(Select::all())
         .kind::<StorageClass>(Select::all())
         .kind::<ClusterRole>(Select::all())
         .kind::<ResourceQuota>(Select::all())

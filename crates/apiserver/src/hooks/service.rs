@@ -18,13 +18,62 @@ use crate::storage::etcd::{Expect, Write};
 const RANDOM_TRIES: usize = 32;
 const PORTS_SHELF: &str = "ironclad";
 
-/// What services may be given.
+/// Addresses that services may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Range {
+    /// The first address.
+    base: Ipv4Addr,
+    /// Bits of its prefix.
+    prefix: u8,
+}
+
+impl Range {
+    /// Reads `a.b.c.d/n`; none where that is not IPv4, or is too large or small to be of use.
+    fn parse(cidr: &str) -> Option<Self> {
+        let (address, prefix) = cidr.split_once('/')?;
+        let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        let base = |prefix: u8| Ipv4Addr::from(u32::from(address) & (u32::MAX << (32 - prefix)));
+        (8..=30).contains(&prefix).then(|| Self { base: base(prefix), prefix })
+    }
+
+    fn size(self) -> u32 {
+        1 << (32 - self.prefix)
+    }
+
+    fn at(self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + offset)
+    }
+
+    fn contains(self, address: Ipv4Addr) -> bool {
+        let offset = u32::from(address).wrapping_sub(u32::from(self.base));
+        offset > 0 && offset < self.size() - 1
+    }
+
+    /// An address that nobody has.
+    fn free(self, api: &Api) -> Option<Ipv4Addr> {
+        let taken = api.cache.shelf("ipaddresses");
+        let free = |offset: &u32| taken.get(&self.at(*offset).to_string()).is_none();
+        // The lower part of the range is left to those who choose for themselves (KEP-3070).
+        let dynamic = (self.size() / 16).clamp(16, 256).min(self.size() / 2);
+        let random = std::iter::repeat_with(|| rand::random_range(dynamic..self.size() - 1));
+        let found = random.take(RANDOM_TRIES).find(free);
+        found
+            .or_else(|| (dynamic..self.size() - 1).find(free))
+            .or_else(|| (2..dynamic).find(free))
+            .map(|offset| self.at(offset))
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix)
+    }
+}
+
+/// What services may be given, before anybody adds a ServiceCIDR.
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
-    /// First address of the service range.
-    pub(crate) base: Ipv4Addr,
-    /// Bits of its prefix.
-    pub(crate) prefix: u8,
+    pub(crate) range: Range,
     pub(crate) node_ports: RangeInclusive<u16>,
 }
 
@@ -34,35 +83,34 @@ impl Network {
     /// # Errors
     /// Says what the text should be.
     pub(crate) fn parse(cidr: &str, ports: &str) -> anyhow::Result<Self> {
-        let range = || anyhow::anyhow!("{cidr:?} is no IPv4 range like 10.96.0.0/16");
-        let (address, prefix) = cidr.split_once('/').ok_or_else(range)?;
-        let (address, prefix): (Ipv4Addr, u8) =
-            (address.parse().map_err(|_| range())?, prefix.parse().map_err(|_| range())?);
-        anyhow::ensure!((8..=30).contains(&prefix), "{cidr:?}: the prefix must be /8 to /30");
-        let base = Ipv4Addr::from(u32::from(address) & (u32::MAX << (32 - prefix)));
+        let wanted = "is no IPv4 range like 10.96.0.0/16, with a prefix of /8 to /30";
+        let range = Range::parse(cidr).ok_or_else(|| anyhow::anyhow!("{cidr:?} {wanted}"))?;
         let bad = || anyhow::anyhow!("{ports:?} is no port range like 30000-32767");
         let (from, to) = ports.split_once('-').ok_or_else(bad)?;
         let node_ports = from.parse().map_err(|_| bad())?..=to.parse().map_err(|_| bad())?;
-        Ok(Self { base, prefix, node_ports })
-    }
-
-    fn size(&self) -> u32 {
-        1 << (32 - self.prefix)
+        Ok(Self { range, node_ports })
     }
 
     /// The address of the `kubernetes` Service: the first of the range.
     pub(crate) fn first(&self) -> Ipv4Addr {
-        self.at(1)
+        self.range.at(1)
     }
+}
 
-    fn at(&self, offset: u32) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.base) + offset)
-    }
-
-    fn contains(&self, address: Ipv4Addr) -> bool {
-        let offset = u32::from(address).wrapping_sub(u32::from(self.base));
-        offset > 0 && offset < self.size() - 1
-    }
+/// The range of the configuration, then those of ServiceCIDRs that are ready.
+fn ranges(api: &Api) -> impl Iterator<Item = Range> {
+    let more = std::iter::once_with(|| api.cache.shelf("servicecidrs").list("", ""));
+    let more = more.flatten().map(|(_, entry)| entry.parse());
+    let ready = |cidr: &Value| {
+        let conditions = cidr["status"]["conditions"].items();
+        let ready = conditions.iter().find(|c| c["type"].text() == "Ready");
+        !cidr["metadata"].has("deletionTimestamp")
+            && ready.is_some_and(|condition| condition["status"].text() == "True")
+    };
+    let texts = |cidr: Value| -> Vec<Range> {
+        cidr["spec"]["cidrs"].items().iter().filter_map(|c| Range::parse(c.text())).collect()
+    };
+    std::iter::once(api.network.range).chain(more.filter(ready).flat_map(texts))
 }
 
 fn ip_key(address: &str) -> Bytes {
@@ -171,7 +219,7 @@ fn claim_ip(
         return Ok(());
     }
     let address = if wanted.is_empty() {
-        free_address(api).ok_or_else(|| {
+        ranges(api).find_map(|range| range.free(api)).ok_or_else(|| {
             ApiError::Internal("failed to allocate a serviceIP: range is full".into())
         })?
     } else {
@@ -190,20 +238,6 @@ fn claim_ip(
     Ok(())
 }
 
-fn free_address(api: &Api) -> Option<Ipv4Addr> {
-    let taken = api.cache.shelf("ipaddresses");
-    let network = &api.network;
-    let free = |offset: &u32| taken.get(&network.at(*offset).to_string()).is_none();
-    // The lower part of the range is left to those who choose for themselves (KEP-3070).
-    let dynamic = (network.size() / 16).clamp(16, 256).min(network.size() / 2);
-    let random = std::iter::repeat_with(|| rand::random_range(dynamic..network.size() - 1));
-    let found = random.take(RANDOM_TRIES).find(free);
-    found
-        .or_else(|| (dynamic..network.size() - 1).find(free))
-        .or_else(|| (2..dynamic).find(free))
-        .map(|offset| network.at(offset))
-}
-
 fn given_address(api: &Api, service: &Value, wanted: &str) -> Result<Ipv4Addr, ApiError> {
     let refuse = |why: String| {
         let mut errors = FieldErrors::new();
@@ -211,9 +245,8 @@ fn given_address(api: &Api, service: &Value, wanted: &str) -> Result<Ipv4Addr, A
         errors.invalid("spec.clusterIPs", value, format!("failed to allocate IP {wanted}: {why}"));
         ApiError::invalid("", "Service", api::meta::name(service), errors)
     };
-    let network = &api.network;
     let address: Option<Ipv4Addr> = wanted.parse().ok();
-    let Some(address) = address.filter(|a| network.contains(*a)) else {
+    let Some(address) = address.filter(|a| ranges(api).any(|range| range.contains(*a))) else {
         return Err(refuse("the provided network does not match the current range".into()));
     };
     if api.cache.shelf("ipaddresses").get(wanted).is_some() {
@@ -368,9 +401,9 @@ mod tests {
     fn a_network_is_read_and_knows_its_addresses() {
         let network = Network::parse("10.96.7.0/16", "30000-32767").unwrap();
         assert_eq!(network.first(), Ipv4Addr::new(10, 96, 0, 1));
-        assert!(network.contains(Ipv4Addr::new(10, 96, 255, 254)));
-        assert!(!network.contains(Ipv4Addr::new(10, 96, 255, 255)));
-        assert!(!network.contains(Ipv4Addr::new(10, 97, 0, 1)));
+        assert!(network.range.contains(Ipv4Addr::new(10, 96, 255, 254)));
+        assert!(!network.range.contains(Ipv4Addr::new(10, 96, 255, 255)));
+        assert!(!network.range.contains(Ipv4Addr::new(10, 97, 0, 1)));
         assert!(Network::parse("10.96.0.0", "1-2").is_err());
         assert!(Network::parse("10.96.0.0/16", "x").is_err());
     }
