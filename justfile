@@ -56,6 +56,14 @@ chaos seed="1" seconds="0":
     cargo build -p ironclad-store -p ironclad-auth --bins
     SEED={{seed}} SECONDS={{seconds}} cargo test -p integration-tests --test store_chaos
 
+# one fuzz target for ten minutes, from the corpus that is kept; what it finds worth keeping goes there
+fuzz target seconds="600":
+    FUZZ_UNPACK=$PWD/target/corpus cargo test -p integration-tests --test fuzz every_target
+    cd fuzz && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=../target/fuzz cargo fuzz run -s none {{target}} ../target/corpus/{{target}} -- -max_total_time={{seconds}}
+    mkdir -p target/corpus-small/{{target}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=../target/fuzz cargo fuzz run -s none {{target}} -- -merge=1 ../target/corpus-small/{{target}} ../target/corpus/{{target}}
+    FUZZ_PACK=$PWD/target/corpus-small cargo test -p integration-tests --test fuzz every_target
+
 # the store beside Debian's etcd: one and three members, memory, start and disk (half an hour); the figures of docs/benchmarks.md
 bench-store seconds="5":
     cargo build --release -p ironclad-store --bins --examples

@@ -120,13 +120,16 @@ fn of_a_kind(data: &[u8]) -> Option<(&'static Resource, &[u8])> {
 /// An object with its record of owners, and what is applied to it: applied again, it changes nothing more.
 pub fn apply(data: &[u8]) {
     let Some((resource, rest)) = of_a_kind(data) else { return };
-    let Some((mut live, config)) = two(rest) else { return };
+    let Some((live, config)) = two(rest) else { return };
+    // Only known fields of their types come as far as this.
+    let known = |value| Some(json::conform(value, &resource.schema).ok()?.value);
+    let Some((mut live, config)) = known(live).zip(known(config)) else { return };
     let writer = patch::apply::Writer { manager: "fuzz", subresource: "", now: NOW };
     let applied =
         |live: &Value, force| patch::apply::apply(Some(live), &config, resource, writer, force);
     if let Ok(once) = applied(&live, true) {
         let again = applied(&once, false).expect("what was applied can be applied");
-        assert_eq!(again.to_bytes(), once.to_bytes(), "{}", resource.kind);
+        assert_eq!(text(&again.to_bytes()), text(&once.to_bytes()), "{}", resource.kind);
     }
     patch::apply::track_update(Some(&config), &mut live, resource, writer);
 }

@@ -636,6 +636,10 @@ mod tests {
             assert_eq!(found(level, last, spec), then, "v1.{last}");
             assert_eq!(found(level, last + 1, spec), later, "after v1.{last}");
         }
+    }
+
+    #[test]
+    fn a_version_is_what_labels_may_say() {
         for (text, minor) in [
             ("latest", Some(LATEST)),
             ("v1.0", Some(0)),
@@ -647,6 +651,10 @@ mod tests {
         ] {
             assert_eq!(version(text), minor, "{text}");
         }
+    }
+
+    #[test]
+    fn profiles_were_annotations_before_1_19() {
         let notes = crate::json!({"annotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}});
         let old = violations(Level::Baseline, 18, &notes, &Value::Null);
         assert_eq!(old[0].detail, "seccomp.security.alpha.kubernetes.io/pod=\"unconfined\"");

@@ -51,9 +51,10 @@ pub fn websocket(data: &[u8]) {
 pub fn spdy(data: &[u8]) {
     wait(async {
         let handle = async |mut streams: tokio::sync::mpsc::Receiver<spdy::Stream>| {
+            let mut readers = tokio::task::JoinSet::new();
             while let Some(mut stream) = streams.recv().await {
                 let _kind = stream.header("streamtype");
-                tokio::spawn(async move { while stream.input.recv().await.is_some() {} });
+                readers.spawn(async move { while stream.input.recv().await.is_some() {} });
             }
         };
         let _end = spdy::serve(only(data), handle).await;

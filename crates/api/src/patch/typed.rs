@@ -278,7 +278,10 @@ pub(super) fn to_set(kind: Kind<'_>, v: &Value) -> Set {
                 let mut s = to_set(kind, child);
                 let empty = child.is_null() || child.as_object().is_some_and(Map::is_empty);
                 s.here |= empty || !named;
-                out.below.insert(field(k), s);
+                // An empty list has no path: it would be read back as a field that is owned.
+                if !s.is_empty() {
+                    out.below.insert(field(k), s);
+                }
             }
         }
         _ => {}
