@@ -85,14 +85,18 @@ fn write_type(out: &mut String, name: &str, e: &Entry, index: &BTreeMap<String, 
         None => "None".to_owned(),
     };
     let atomic = e.flags.iter().any(|f| f == "atomic");
-    let _ = write!(out, "Type {{ name: Cow::Borrowed({name:?}), fields: Cow::Borrowed(&[");
+    let _ = write!(
+        out,
+        "Type {{ name: Cow::Borrowed({name:?}), fields: Fields {{ list: Cow::Borrowed(&["
+    );
     for (field, words) in &e.fields {
         out.push_str(&field_expr(field, words, index));
         out.push(',');
     }
+    let marks: String = e.fields.keys().map(|field| format!("mark({field:?}),")).collect();
     let _ = writeln!(
         out,
-        "]), preserve_unknown: false, embedded: false, atomic: {atomic}, gvk: {gvk}, custom: false, openapi: \
+        "]), marks: Cow::Borrowed(&[{marks}]) }}, preserve_unknown: false, embedded: false, atomic: {atomic}, gvk: {gvk}, custom: false, openapi: \
          Value::Null }},"
     );
 }

@@ -11,7 +11,7 @@ use crate::columns::Column;
 use crate::error::{FieldErrors, FieldReason};
 use crate::jsonpath::Path;
 use crate::object::Value;
-use crate::schema::{self, Field, ListType, Ref, Shape, Str, Type};
+use crate::schema::{self, Field, Fields, ListType, Ref, Shape, Str, Type};
 
 /// Schemas nested deeper are cut off: what lies below is kept as it is.
 const SCHEMA_DEPTH_MAX: usize = 64;
@@ -196,7 +196,7 @@ fn root_type(kind: &str, openapi: &Value) -> Type {
 
 /// `apiVersion`, `kind` and `metadata`, which every object has.
 fn add_identity(ty: &mut Type) {
-    let fields = ty.fields.to_mut();
+    let mut fields = ty.fields.to_vec();
     fields.retain(|f| !matches!(f.name.as_ref(), "apiVersion" | "kind" | "metadata"));
     for name in ["apiVersion", "kind"] {
         fields.push(Field::new(name.into(), Shape::String));
@@ -204,16 +204,14 @@ fn add_identity(ty: &mut Type) {
     if let Some(meta) = schema::find("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") {
         fields.push(Field::new("metadata".into(), Shape::Object(Ref::Static(meta))));
     }
-    fields.sort_by(|a, b| a.name.cmp(&b.name));
+    ty.fields = Fields::of(fields);
 }
 
 fn object_type(name: &str, s: &Value, depth: usize) -> Type {
-    let mut fields: Vec<Field> =
-        s["properties"].members().map(|(k, p)| field(k, p, depth + 1)).collect();
-    fields.sort_by(|a, b| a.name.cmp(&b.name));
+    let fields = s["properties"].members().map(|(k, p)| field(k, p, depth + 1)).collect();
     let mut ty = Type {
         name: owned(name),
-        fields: Cow::Owned(fields),
+        fields: Fields::of(fields),
         preserve_unknown: s["x-kubernetes-preserve-unknown-fields"].as_bool() == Some(true),
         embedded: s["x-kubernetes-embedded-resource"].as_bool() == Some(true),
         atomic: s["x-kubernetes-map-type"].text() == "atomic",

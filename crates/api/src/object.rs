@@ -30,16 +30,19 @@ pub enum Value {
 
 static NULL: Value = Value::Null;
 
+/// Most objects are no longer than this.
+const TYPICAL_BYTES: usize = 4096;
+
 /// Members of a map that are looked through one by one.
 const SCANNED_MAX: usize = 16;
 
 /// An object's members, sorted by key.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Map {
-    entries: Vec<(CompactString, Value)>,
+pub struct Map<V = Value> {
+    entries: Vec<(CompactString, V)>,
 }
 
-impl Map {
+impl<V> Map<V> {
     /// An empty map.
     pub const fn new() -> Self {
         Self { entries: Vec::new() }
@@ -51,10 +54,10 @@ impl Map {
     }
 
     /// Builds a map from members in any order; a later duplicate wins.
-    pub fn from_unsorted(mut entries: Vec<(CompactString, Value)>) -> Self {
+    pub fn from_unsorted(mut entries: Vec<(CompactString, V)>) -> Self {
         if entries.windows(2).any(|w| w[0].0 >= w[1].0) {
             entries.sort_by(|a, b| a.0.cmp(&b.0));
-            let mut out: Vec<(CompactString, Value)> = Vec::with_capacity(entries.len());
+            let mut out: Vec<(CompactString, V)> = Vec::with_capacity(entries.len());
             for entry in entries {
                 match out.last_mut() {
                     Some(last) if last.0 == entry.0 => last.1 = entry.1,
@@ -82,12 +85,12 @@ impl Map {
     }
 
     /// The member named `key`.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&V> {
         self.position(key).map(|i| &self.entries[i].1)
     }
 
     /// The member named `key`, to change.
-    pub fn get_mut(&mut self, key: &str) -> Option<&mut Value> {
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut V> {
         self.position(key).map(|i| &mut self.entries[i].1)
     }
 
@@ -97,11 +100,7 @@ impl Map {
     }
 
     /// Sets `key`, handing back what was there.
-    pub fn insert(
-        &mut self,
-        key: impl Into<CompactString>,
-        value: impl Into<Value>,
-    ) -> Option<Value> {
+    pub fn insert(&mut self, key: impl Into<CompactString>, value: impl Into<V>) -> Option<V> {
         let key = key.into();
         let value = value.into();
         match self.find(&key) {
@@ -114,16 +113,19 @@ impl Map {
     }
 
     /// Takes `key` out.
-    pub fn remove(&mut self, key: &str) -> Option<Value> {
+    pub fn remove(&mut self, key: &str) -> Option<V> {
         self.position(key).map(|i| self.entries.remove(i).1)
     }
 
-    /// The member named `key`, made `null` first when it is absent.
-    pub fn entry(&mut self, key: &str) -> &mut Value {
+    /// The member named `key`, made empty (`null`) first when it is absent.
+    pub fn entry(&mut self, key: &str) -> &mut V
+    where
+        V: Default,
+    {
         let i = match self.find(key) {
             Ok(i) => i,
             Err(i) => {
-                self.entries.insert(i, (key.into(), Value::Null));
+                self.entries.insert(i, (key.into(), V::default()));
                 i
             }
         };
@@ -131,12 +133,12 @@ impl Map {
     }
 
     /// Members in key order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &Value)> + ExactSizeIterator {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &V)> + ExactSizeIterator {
         self.entries.iter().map(|(k, v)| (k.as_str(), v))
     }
 
     /// Members in key order, values to change.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Value)> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut V)> {
         self.entries.iter_mut().map(|(k, v)| (k.as_str(), v))
     }
 
@@ -146,12 +148,12 @@ impl Map {
     }
 
     /// Values in key order.
-    pub fn values(&self) -> impl Iterator<Item = &Value> {
+    pub fn values(&self) -> impl Iterator<Item = &V> {
         self.entries.iter().map(|(_, v)| v)
     }
 
     /// Keeps the members for which `keep` says yes.
-    pub fn retain(&mut self, mut keep: impl FnMut(&str, &mut Value) -> bool) {
+    pub fn retain(&mut self, mut keep: impl FnMut(&str, &mut V) -> bool) {
         self.entries.retain_mut(|(k, v)| keep(k.as_str(), v));
     }
 
@@ -166,17 +168,17 @@ impl Map {
     }
 }
 
-impl IntoIterator for Map {
-    type Item = (CompactString, Value);
-    type IntoIter = std::vec::IntoIter<(CompactString, Value)>;
+impl<V> IntoIterator for Map<V> {
+    type Item = (CompactString, V);
+    type IntoIter = std::vec::IntoIter<(CompactString, V)>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.entries.into_iter()
     }
 }
 
-impl<K: Into<CompactString>, V: Into<Value>> FromIterator<(K, V)> for Map {
-    fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Self {
+impl<K: Into<CompactString>, T: Into<V>, V> FromIterator<(K, T)> for Map<V> {
+    fn from_iter<I: IntoIterator<Item = (K, T)>>(iter: I) -> Self {
         Self::from_unsorted(iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
     }
 }
@@ -392,7 +394,7 @@ impl Value {
 
     /// The canonical JSON: sorted keys, no spaces, Go's escapes and float forms.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(512);
+        let mut out = Vec::with_capacity(TYPICAL_BYTES);
         self.write_to(&mut out);
         out
     }
@@ -451,10 +453,13 @@ fn write_int(i: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(&buf[at..]);
 }
 
-/// A float as Go's encoding/json writes it.
+/// A float as Go's encoding/json writes it, but for a zero below zero: it would be read back as an integer without a sign.
 pub fn format_float(f: f64) -> String {
     let abs = f.abs();
-    if abs != 0.0 && !(1e-6..1e21).contains(&abs) {
+    if abs == 0.0 {
+        return "0".to_owned();
+    }
+    if !(1e-6..1e21).contains(&abs) {
         let s = format!("{f:e}");
         return match s.split_once('e') {
             Some((m, e)) if !e.starts_with('-') => format!("{m}e+{e}"),
@@ -466,8 +471,28 @@ pub fn format_float(f: f64) -> String {
 
 /// Writes a quoted JSON string with the escapes Go uses, those for HTML included.
 pub fn write_string(s: &str, out: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
+    if s.bytes().any(|b| SPECIAL[usize::from(b)]) {
+        write_escaped(s, out);
+    } else {
+        out.extend_from_slice(s.as_bytes());
+    }
+    out.push(b'"');
+}
+
+/// Bytes that are escaped, or may begin what is.
+const SPECIAL: [bool; 256] = {
+    let mut special = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        special[b] = b < 0x20 || matches!(b as u8, b'"' | b'\\' | b'<' | b'>' | b'&' | 0xE2);
+        b += 1;
+    }
+    special
+};
+
+fn write_escaped(s: &str, out: &mut Vec<u8>) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
     let bytes = s.as_bytes();
     let mut start = 0;
     for (i, &b) in bytes.iter().enumerate() {
@@ -501,7 +526,6 @@ pub fn write_string(s: &str, out: &mut Vec<u8>) {
         }
     }
     out.extend_from_slice(&bytes[start..]);
-    out.push(b'"');
 }
 
 impl Index<&str> for Value {
@@ -647,9 +671,14 @@ mod tests {
 
     #[test]
     fn floats_look_like_go() {
-        for (f, want) in
-            [(1e21, "1e+21"), (0.1, "0.1"), (1e-7, "1e-7"), (100.0, "100"), (-2.5, "-2.5")]
-        {
+        for (f, want) in [
+            (1e21, "1e+21"),
+            (0.1, "0.1"),
+            (1e-7, "1e-7"),
+            (100.0, "100"),
+            (-2.5, "-2.5"),
+            (-0.0, "0"),
+        ] {
             assert_eq!(format_float(f), want);
         }
     }

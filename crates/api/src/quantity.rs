@@ -152,20 +152,25 @@ fn scale(whole: &str, fraction: &str, base: u32, exponent: i32) -> i128 {
 }
 
 fn decimal(whole: &str, fraction: &str, exponent: i32) -> i128 {
-    let digits = format!("{whole}{fraction}");
-    let digits = digits.trim_start_matches('0');
     let places = i32::try_from(fraction.len()).unwrap_or(i32::MAX);
     let shift = exponent.saturating_add(9).saturating_sub(places);
     let zeros = usize::try_from(shift).unwrap_or(0);
     // What lies behind the last billionth only rounds up.
-    let behind = usize::try_from(shift.saturating_neg()).unwrap_or(0).min(digits.len());
-    let (kept, lost) = digits.split_at(digits.len() - behind);
-    if !kept.is_empty() && kept.len().saturating_add(zeros) > CAP_DIGITS {
+    let behind = usize::try_from(shift.saturating_neg()).unwrap_or(0);
+    let digits = || whole.bytes().chain(fraction.bytes()).skip_while(|digit| *digit == b'0');
+    let count = digits().count();
+    let kept = count.saturating_sub(behind);
+    if kept > 0 && kept.saturating_add(zeros) > CAP_DIGITS {
         return CAP;
     }
-    let kept = if kept.is_empty() { "0" } else { kept };
-    let n = format!("{kept}{}", "0".repeat(zeros.min(CAP_DIGITS))).parse().unwrap_or(CAP);
-    (n + i128::from(lost.bytes().any(|digit| digit != b'0'))).min(CAP)
+    let tens = if kept > 0 { zeros } else { 0 };
+    let n = number(digits().take(kept)) * 10_i128.pow(tens as u32);
+    (n + i128::from(digits().skip(kept).any(|digit| digit != b'0'))).min(CAP)
+}
+
+/// The number that at most [`CAP_DIGITS`] digits write.
+fn number(digits: impl Iterator<Item = u8>) -> i128 {
+    digits.fold(0, |n, digit| n * 10 + i128::from(digit - b'0'))
 }
 
 fn binary(whole: &str, fraction: &str, exponent: i32) -> i128 {
@@ -175,8 +180,8 @@ fn binary(whole: &str, fraction: &str, exponent: i32) -> i128 {
     }
     // More places than these cannot matter beyond rounding up.
     let (kept, lost) = fraction.split_at(fraction.len().min(PLACES));
-    let n: i128 = format!("{whole}{kept:0<PLACES$}").parse().unwrap_or(0);
-    let Some(n) = n.checked_mul(1 << exponent) else { return CAP };
+    let digits = whole.bytes().chain(kept.bytes().chain(std::iter::repeat(b'0')).take(PLACES));
+    let Some(n) = number(digits).checked_mul(1 << exponent) else { return CAP };
     let n = n.saturating_add(i128::from(!lost.is_empty()));
     div_up(n, 1000).min(CAP)
 }

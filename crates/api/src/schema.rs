@@ -160,13 +160,56 @@ impl Field {
     }
 }
 
+/// The fields of a type, sorted by name.
+///
+/// They are asked for by name for every member of every object that is read, and far apart in memory: their names' marks
+/// lie side by side and are looked through first.
+#[derive(Clone, Debug)]
+pub struct Fields {
+    list: Cow<'static, [Field]>,
+    marks: Cow<'static, [u32]>,
+}
+
+/// A number that tells most names of a type apart: the length and the bytes at the ends and in the middle.
+const fn mark(name: &str) -> u32 {
+    let name = name.as_bytes();
+    let n = name.len();
+    if n == 0 {
+        return 0;
+    }
+    u32::from_le_bytes([n as u8, name[0], name[n / 2], name[n - 1]])
+}
+
+impl Fields {
+    /// Fields in any order.
+    pub fn of(mut list: Vec<Field>) -> Self {
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        let marks = list.iter().map(|f| mark(&f.name)).collect();
+        Self { list: Cow::Owned(list), marks: Cow::Owned(marks) }
+    }
+
+    fn find(&self, name: &str) -> Option<&Field> {
+        let wanted = mark(name);
+        let alike = self.marks.iter().zip(self.list.iter()).filter(|(mark, _)| **mark == wanted);
+        alike.map(|(_, field)| field).find(|field| field.name == name)
+    }
+}
+
+impl Deref for Fields {
+    type Target = [Field];
+
+    fn deref(&self) -> &[Field] {
+        &self.list
+    }
+}
+
 /// An object type.
 #[derive(Clone, Debug)]
 pub struct Type {
     /// Full name, as `io.k8s.api.apps.v1.Deployment`.
     pub name: Str,
-    /// Fields, sorted by name.
-    pub fields: Cow<'static, [Field]>,
+    /// What it may have.
+    pub fields: Fields,
     /// Unknown fields are kept.
     pub preserve_unknown: bool,
     /// `apiVersion`, `kind` and `metadata` stand inside (x-kubernetes-embedded-resource).
@@ -184,7 +227,7 @@ pub struct Type {
 impl Type {
     /// The field named `name`.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok().map(|i| &self.fields[i])
+        self.fields.find(name)
     }
 
     /// The last part of the name.

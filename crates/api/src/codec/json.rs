@@ -34,7 +34,8 @@ pub fn decode(bytes: &[u8], ty: &Type) -> std::result::Result<Decoded, DecodeErr
 fn parse_with(bytes: &[u8], ty: Option<&Type>) -> std::result::Result<Decoded, DecodeError> {
     let text = std::str::from_utf8(bytes)
         .map_err(|_| DecodeError::Syntax("invalid UTF-8 in body".to_owned()))?;
-    let mut p = Parser { text, at: 0, depth: 0, strict: Vec::new(), path: Vec::new() };
+    let (strict, path, members) = (Vec::new(), Vec::new(), Vec::new());
+    let mut p = Parser { text, at: 0, depth: 0, strict, path, members };
     p.space();
     let value = match ty {
         Some(ty) => p.typed_object(ty)?,
@@ -81,7 +82,12 @@ struct Parser<'a> {
     depth: usize,
     strict: Vec<Complaint>,
     path: Vec<CompactString>,
+    /// Members of all objects that are still open, the innermost last: how many there will be is not known before.
+    members: Vec<(CompactString, Value)>,
 }
+
+/// Room for what defaults and the server add to an object.
+const SPARE_MEMBERS: usize = 3;
 
 type Parse<T> = std::result::Result<T, DecodeError>;
 
@@ -173,27 +179,25 @@ impl Parser<'_> {
         mut member: impl FnMut(&mut Self, &CompactString) -> Parse<Option<Value>>,
     ) -> Parse<Value> {
         self.enter()?;
-        let mut out: Vec<(CompactString, Value)> = Vec::new();
         if self.closed(b'}') {
             return Ok(Value::object());
         }
-        let mut sorted = true;
+        let (first, mut sorted) = (self.members.len(), true);
         loop {
             let key = self.key()?;
             if let Some(value) = member(self, &key)? {
-                let repeated = if sorted && out.last().is_none_or(|(last, _)| *last < key) {
-                    false
-                } else {
-                    sorted = false;
-                    out.iter().any(|(k, _)| *k == key)
-                };
-                if repeated {
+                let own = &self.members[first..];
+                sorted = sorted && own.last().is_none_or(|(last, _)| *last < key);
+                let repeated = (!sorted).then(|| own.iter().position(|(k, _)| *k == key)).flatten();
+                if let Some(at) = repeated {
                     self.strict.push(Complaint { duplicate: true, path: key.to_string() });
-                    out.retain(|(k, _)| *k != key);
+                    self.members.remove(first + at);
                 }
-                out.push((key, value));
+                self.members.push((key, value));
             }
             if !self.more(b'}', "after object key:value pair")? {
+                let mut out = Vec::with_capacity(self.members.len() - first + SPARE_MEMBERS);
+                out.extend(self.members.drain(first..));
                 return Ok(Value::Object(Map::from_unsorted(out)));
             }
         }

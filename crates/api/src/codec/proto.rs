@@ -330,8 +330,7 @@ fn store(out: &mut Map, field: &Field, wire: Wire<'_>, depth: usize) -> Result<(
             }
             let v = match v {
                 Some(v) => v,
-                None if matches!(item.shape, Shape::Object(_)) => Value::object(),
-                None => Value::from(""),
+                None => map_value(Wire::Bytes(&[]), item, depth)?,
             };
             out.entry(&field.name).make_object().insert(key, v);
         }
@@ -534,6 +533,14 @@ mod tests {
             message(&v, ty),
             [0x0A, 3, 0x0A, 1, b'n', 0x12, 6, 0x0A, 1, b'a', 0x12, 1, b'b']
         );
+    }
+
+    #[test]
+    fn what_is_left_out_of_a_map_is_zero() {
+        let ty = schema::find("io.k8s.api.core.v1.PersistentVolumeSpec").unwrap();
+        let v = decode(&[0x0A, 3, 0x0A, 1, b'a'], ty).unwrap();
+        assert_eq!(v, json!({"capacity": {"a": "0"}}));
+        assert_eq!(decode(&message(&v, ty), ty).unwrap(), v);
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 //! Upstream's order is kept: a write is tracked when the object has its defaults and before admission and strategy
 //! change it further, so nobody owns what the server itself adds.
 
-use super::fields::{Set, covers, disjoint, field};
+use super::fields::{Set, covers, disjoint};
 use super::typed::{self, Comparison, Kind};
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApplyConflict, Result};
@@ -100,7 +100,7 @@ fn write_owners(v: &mut Value, mut owners: Vec<Owner>) {
         let mut e = crate::object::Map::with_capacity(7);
         e.insert("apiVersion", o.api_version);
         e.insert("fieldsType", "FieldsV1");
-        e.insert("fieldsV1", o.set.to_value());
+        e.insert("fieldsV1", o.set.into_value());
         e.insert("manager", o.manager);
         e.insert("operation", if o.applied { "Apply" } else { "Update" });
         if !o.subresource.is_empty() {
@@ -148,9 +148,9 @@ fn strip_reset(set: &mut Set, resource: &Resource, subresource: &str) {
         }
         "status" if resource.custom => {
             let status = set.below.remove("f:status");
-            set.below.clear();
+            set.below = crate::object::Map::new();
             if let Some(status) = status {
-                set.below.insert("f:status".into(), status);
+                set.below.insert("f:status", status);
             }
         }
         "finalize" => set.cut(&["f:status"]),
@@ -194,7 +194,7 @@ fn changes(old: &Value, new: &Value, resource: &Resource, subresource: &str) -> 
     let mut c = Comparison::default();
     typed::compare(Kind::Struct(&resource.schema), Some(old), Some(new), &mut c);
     let mut taken = c.added;
-    taken.union(&c.modified);
+    taken.union(c.modified);
     let mut removed = c.removed;
     for set in [&mut taken, &mut removed] {
         strip(set);
@@ -285,7 +285,7 @@ fn update_by(
         Some(mine) => {
             mine.set.subtract(&removed);
             if !taken.is_empty() {
-                mine.set.union(&taken);
+                mine.set.union(taken);
                 mine.time = me.time;
             }
         }
@@ -314,7 +314,7 @@ fn cap(owners: &mut Vec<Owner>) {
         old.subresource.clear();
         match owners.iter_mut().find(|o| o.is(&old)) {
             Some(ancient) => {
-                ancient.set.union(&old.set);
+                ancient.set.union(old.set);
                 ancient.time = old.time;
             }
             None => owners.push(old),
@@ -421,7 +421,7 @@ pub fn apply(
     let mut merged = typed::merge(kind, Some(&base), &config);
     if let Some(last) = &last {
         let mut keep = me.set.clone();
-        owners.iter().for_each(|o| keep.union(&o.set));
+        owners.iter().for_each(|o| keep.union(o.set.clone()));
         // Identity and type stay whatever is owned.
         for path in ["f:apiVersion", "f:kind", "f:metadata"] {
             keep.child(path).here = true;
@@ -471,17 +471,6 @@ fn refuse_conflicts(owners: &[Owner], taken: &Set) -> Result<()> {
         );
     }
     if list.is_empty() { Ok(()) } else { Err(ApiError::ApplyConflicts(list)) }
-}
-
-/// The fields a manager owns, for tests and for `kubectl`-like views.
-pub fn owned_by(v: &Value, manager: &str) -> Set {
-    let mut out = Set::default();
-    for o in read_owners(v).iter().filter(|o| o.manager == manager) {
-        out.union(&o.set);
-    }
-    out.below.entry(field("none")).or_default();
-    out.cut(&["f:none"]);
-    out
 }
 
 #[cfg(test)]

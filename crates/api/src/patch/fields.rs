@@ -2,8 +2,6 @@
 //!
 //! A path element is kept as clients see it: `f:name`, `k:{"name":"c"}`, `v:"x"`.
 
-use std::collections::BTreeMap;
-
 use compact_str::CompactString;
 
 use crate::object::{Map, Value};
@@ -14,12 +12,15 @@ pub struct Set {
     /// The path that leads here is in the set.
     pub here: bool,
     /// What continues the path.
-    pub below: BTreeMap<CompactString, Set>,
+    pub below: Map<Set>,
 }
 
 /// The element of a member.
 pub fn field(name: &str) -> CompactString {
-    compact_str::format_compact!("f:{name}")
+    let mut out = CompactString::with_capacity(2 + name.len());
+    out.push_str("f:");
+    out.push_str(name);
+    out
 }
 
 impl Set {
@@ -30,20 +31,32 @@ impl Set {
 
     /// The set below `element`, made if absent.
     pub fn child(&mut self, element: &str) -> &mut Set {
-        self.below.entry(element.into()).or_default()
+        self.below.entry(element)
+    }
+
+    /// The set of what `members` say, in any order.
+    pub fn of(mut members: Vec<(CompactString, Set)>) -> Set {
+        members.sort_by(|a, b| a.0.cmp(&b.0));
+        members.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            if same {
+                kept.1.union(std::mem::take(&mut next.1));
+            }
+            same
+        });
+        Set { here: false, below: Map::from_unsorted(members) }
     }
 
     /// All paths of both.
-    pub fn union(&mut self, other: &Set) {
-        self.here |= other.here;
-        for (k, o) in &other.below {
-            match self.below.get_mut(k) {
-                Some(s) => s.union(o),
-                None => {
-                    self.below.insert(k.clone(), o.clone());
-                }
-            }
-        }
+    pub fn union(&mut self, other: Set) {
+        let here = self.here || other.here;
+        let own = std::mem::take(&mut self.below);
+        let all = match (own.is_empty(), other.below.is_empty()) {
+            (_, true) => own,
+            (true, false) => other.below,
+            (false, false) => Set::of(own.into_iter().chain(other.below).collect()).below,
+        };
+        *self = Set { here, below: all };
     }
 
     /// Without the paths of `other`.
@@ -62,7 +75,7 @@ impl Set {
     pub fn intersection(&self, other: &Set) -> Set {
         let below = self.below.iter().filter_map(|(k, s)| {
             let both = s.intersection(other.below.get(k)?);
-            (!both.is_empty()).then(|| (k.clone(), both))
+            (!both.is_empty()).then_some((k, both))
         });
         Set { here: self.here && other.here, below: below.collect() }
     }
@@ -111,7 +124,7 @@ impl Set {
         for (k, _) in self.below.iter().filter(|(_, s)| s.here) {
             out.push(format!("{prefix}{}", render_element(k)));
         }
-        for (k, s) in &self.below {
+        for (k, s) in self.below.iter() {
             if !s.below.is_empty() {
                 s.render_into(&format!("{prefix}{}", render_element(k)), out);
             }
@@ -119,15 +132,11 @@ impl Set {
     }
 
     /// The `fieldsV1` form.
-    pub fn to_value(&self) -> Value {
-        let mut out = Map::with_capacity(self.below.len() + 1);
-        if self.here && !self.below.is_empty() {
-            out.insert(".", Value::object());
-        }
-        for (k, s) in &self.below {
-            out.insert(k.clone(), s.to_value());
-        }
-        Value::Object(out)
+    pub fn into_value(self) -> Value {
+        let own = (self.here && !self.below.is_empty()).then(|| (".".into(), Value::object()));
+        let below = self.below.into_iter().map(|(k, s)| (k, s.into_value()));
+        // The dot comes before all elements.
+        Value::Object(Map::from_unsorted(own.into_iter().chain(below).collect()))
     }
 
     /// Reads the `fieldsV1` form.
@@ -200,7 +209,7 @@ mod tests {
     fn sets_read_what_they_write() {
         let v = json!({"f:a": {}, "f:b": {".": {}, "k:{\"x\":1}": {"f:y": {}}}, "f:c": {"v:\"q\"": {}}});
         let s = Set::from_value(&v);
-        assert_eq!(s.to_value(), v);
+        assert_eq!(s.clone().into_value(), v);
         assert_eq!(s.render(), [".a", ".b", ".b[x=1].y", ".c[=\"q\"]"]);
     }
 
@@ -211,9 +220,9 @@ mod tests {
         let b = set(json!({"f:b": {"f:c": {}}}));
         assert_eq!(a.intersection(&b), b);
         a.subtract(&b);
-        assert_eq!(a.to_value(), json!({"f:a": {}, "f:b": {"f:d": {}}}));
-        a.union(&b);
-        assert_eq!(a.to_value(), json!({"f:a": {}, "f:b": {"f:c": {}, "f:d": {}}}));
+        assert_eq!(a.clone().into_value(), json!({"f:a": {}, "f:b": {"f:d": {}}}));
+        a.union(b.clone());
+        assert_eq!(a.into_value(), json!({"f:a": {}, "f:b": {"f:c": {}, "f:d": {}}}));
         let stored = json!({"f:a": {}, "f:b": {".": {}, "f:c": {}}});
         assert!(covers(&stored, &b) && !disjoint(&stored, &b));
         assert!(covers(&stored, &set(json!({"f:b": {".": {}, "f:c": {}}}))));

@@ -124,7 +124,7 @@ fn add(set: &mut Set, path: &Path, what: Set) {
     if here.is_empty() {
         *here = what;
     } else {
-        here.union(&what);
+        here.union(what);
     }
 }
 
@@ -246,9 +246,8 @@ fn whole(kind: Kind<'_>, v: &Value) -> Set {
         return out;
     }
     if let Kind::List(rule, item) = kind {
-        for (e, i) in named(rule, item, Some(v)) {
-            out.below.entry(e).or_default().union(&whole(kind_of(item), i));
-        }
+        let items = named(rule, item, Some(v)).into_iter();
+        out.below = Set::of(items.map(|(e, i)| (e, whole(kind_of(item), i))).collect()).below;
     } else {
         let below = v.members().map(|(k, child)| (field(k), whole(kind.member(k).0, child)));
         out.below = below.collect();
@@ -265,12 +264,14 @@ pub(super) fn to_set(kind: Kind<'_>, v: &Value) -> Set {
     }
     match (kind, v) {
         (Kind::List(rule, item), Value::Array(items)) => {
+            let mut below = Vec::with_capacity(items.len());
             for i in items {
                 let Some(e) = element(rule, item, i) else { continue };
                 let mut s = to_set(kind_of(item), i);
                 s.here = true;
-                out.below.insert(e, s);
+                below.push((e, s));
             }
+            out.below = Map::from_unsorted(below);
         }
         (_, Value::Object(map)) => {
             for (k, child) in map.iter() {
@@ -419,10 +420,7 @@ pub(super) fn check(kind: Kind<'_>, v: &Value, path: &str) -> Result<(), String>
                 let Some(e) = element(rule, item, child) else {
                     return Err(missing_key(rule, item, child, path, i));
                 };
-                let shown = Set {
-                    here: false,
-                    below: [(e.clone(), Set { here: true, ..Set::default() })].into(),
-                };
+                let shown = Set::of(vec![(e.clone(), Set { here: true, ..Set::default() })]);
                 let shown = shown.render().concat();
                 if seen.contains(&e) {
                     return Err(format!("{path}: duplicate entries for key {shown}"));

@@ -9,8 +9,12 @@ tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it
 
 /// A write to the main resource.
 pub fn update(new: &Value, old: &Value, errs: &mut FieldErrors) {
-    super::pod::whole(new, errs);
     let (n, o) = (&new["spec"], &old["spec"]);
+    if n == o {
+        // What was let in stays in: most writes change labels, annotations or finalizers only.
+        return super::pod::annotations("metadata.annotations", new, n, errs);
+    }
+    super::pod::whole(new, errs);
     for list in ["containers", "initContainers"] {
         if n[list].items().len() != o[list].items().len() {
             let text = "pod updates may not add or remove containers";

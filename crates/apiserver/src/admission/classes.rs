@@ -1,19 +1,21 @@
 //! Plugins around classes and volumes: DefaultStorageClass, DefaultIngressClass, RuntimeClass,
 //! StorageObjectInUseProtection and PersistentVolumeClaimResize.
 
+use std::sync::Arc;
+
 use api::error::ApiError;
 use api::object::Value;
 use api::quantity::Quantity;
 
 use super::Review;
 
-fn all(review: &Review<'_>, group: &str, plural: &str) -> Vec<Value> {
+fn all(review: &Review<'_>, group: &str, plural: &str) -> Vec<Arc<Value>> {
     let shelf = review.api.shelf(&review.api.resource(group, "v1", plural));
-    shelf.list("", "").into_iter().map(|(_, entry)| entry.parse()).collect()
+    shelf.list("", "").into_iter().map(|(_, entry)| entry.tree()).collect()
 }
 
 /// The name of the class that is marked as default; the newest if there are several.
-fn default_of(classes: &[Value], marks: &[&str]) -> Option<String> {
+fn default_of(classes: &[Arc<Value>], marks: &[&str]) -> Option<String> {
     let marked = classes
         .iter()
         .filter(|class| marks.iter().any(|m| api::meta::annotation(class, m) == Some("true")));
@@ -71,12 +73,12 @@ pub(super) fn protect(review: &mut Review<'_>) {
 
 const MISMATCH: &str = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
 
-fn runtime_class(review: &Review<'_>) -> Result<Option<Value>, ApiError> {
+fn runtime_class(review: &Review<'_>) -> Result<Option<Arc<Value>>, ApiError> {
     let Some(name) = review.object.str_at(&["spec", "runtimeClassName"]) else { return Ok(None) };
     let found =
         review.api.shelf(&review.api.resource("node.k8s.io", "v1", "runtimeclasses")).get(name);
     match found {
-        Some(entry) => Ok(Some(entry.parse())),
+        Some(entry) => Ok(Some(entry.tree())),
         None => Err(review.forbidden(format!("pod rejected: RuntimeClass {name:?} not found"))),
     }
 }
@@ -204,9 +206,9 @@ mod tests {
     #[test]
     fn the_newest_default_wins_then_the_first_by_name() {
         let class = |name: &str, made: &str, mark: &str| {
-            parse(&format!(
+            Arc::new(parse(&format!(
                 r#"{{"metadata":{{"name":"{name}","creationTimestamp":"{made}","annotations":{{"d":"{mark}"}}}}}}"#
-            ))
+            )))
         };
         let classes = [
             class("old", "2025-01-01T00:00:00Z", "true"),

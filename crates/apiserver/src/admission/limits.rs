@@ -2,6 +2,8 @@
 //!
 //! Specified by <https://kubernetes.io/docs/concepts/policy/limit-range/>.
 
+use std::sync::Arc;
+
 use api::error::ApiError;
 use api::object::{Map, Value};
 use api::quantity::Quantity;
@@ -12,10 +14,10 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 const LISTS: [(&str, &str); 2] =
     [("containers", "container"), ("initContainers", "init container")];
 
-fn ranges(review: &Review<'_>) -> Vec<Value> {
+fn ranges(review: &Review<'_>) -> Vec<Arc<Value>> {
     let shelf = review.api.cache.shelf("limitranges");
     let found = shelf.list(&format!("{}/", review.request.namespace), "");
-    found.into_iter().map(|(_, entry)| entry.parse()).collect()
+    found.into_iter().map(|(_, entry)| entry.tree()).collect()
 }
 
 fn limits(range: &Value) -> &[Value] {

@@ -28,7 +28,7 @@ pub(super) async fn admit(review: &mut Review<'_>) -> Result<(), ApiError> {
         });
     };
     let terminating = entry.bytes.windows(11).any(|w| w == b"Terminating")
-        && entry.parse().str_at(&["status", "phase"]) == Some("Terminating");
+        && entry.tree().str_at(&["status", "phase"]) == Some("Terminating");
     if terminating {
         let resource = review.resource;
         let object = match api::meta::name(review.object) {

@@ -67,7 +67,7 @@ pub(super) fn validate(review: &mut Review<'_>) -> Result<(), ApiError> {
     let Some(subject) = subject.filter(|_| watched) else { return Ok(()) };
     let shelf = review.api.cache.shelf("namespaces");
     let Some(entry) = shelf.get(&review.request.namespace) else { return Ok(()) };
-    let namespace = entry.parse();
+    let namespace = entry.tree();
     let broken = |level, version: &str| {
         violations(level, minor(version), &subject["metadata"], &subject["spec"])
     };

@@ -46,14 +46,14 @@ pub(super) fn priority(review: &mut Review<'_>) -> Result<(), ApiError> {
     let shelf = review.api.cache.shelf("priorityclasses");
     let named = review.object.str_at(&["spec", "priorityClassName"]).unwrap_or("").to_owned();
     let class = if named.is_empty() {
-        let all = shelf.list("", "").into_iter().map(|(_, entry)| entry.parse());
+        let all = shelf.list("", "").into_iter().map(|(_, entry)| entry.tree());
         all.filter(|c| c.bool_at(&["globalDefault"]) == Some(true))
             .min_by_key(|c| c.int_at(&["value"]).unwrap_or(0))
     } else {
         let Some(class) = shelf.get(&named) else {
             return Err(review.forbidden(format!("no PriorityClass with name {named} was found")));
         };
-        Some(class.parse())
+        Some(class.tree())
     };
     let value = class.as_ref().and_then(|c| c.int_at(&["value"])).unwrap_or(0);
     let policy = class
@@ -92,7 +92,7 @@ pub(super) fn one_default_priority(review: &Review<'_>) -> Result<(), ApiError> 
     }
     let own = api::meta::name(review.object);
     let shelf = review.api.cache.shelf("priorityclasses");
-    let all = shelf.list("", "").into_iter().map(|(_, entry)| entry.parse());
+    let all = shelf.list("", "").into_iter().map(|(_, entry)| entry.tree());
     match all.into_iter().find(|class| marked(class) && api::meta::name(class) != own) {
         Some(other) => Err(review.forbidden(format!(
             "PriorityClass {} is already marked as default. Only one default can exist",

@@ -30,7 +30,7 @@ pub(super) async fn mutate(review: &mut Review<'_>) -> Result<(), ApiError> {
         Some(entry) => Some(entry),
         None => api.stored(&accounts, namespace, &name).await?,
     };
-    let Some(account) = found.map(|entry| entry.parse()) else {
+    let Some(account) = found.map(|entry| entry.tree()) else {
         return Err(review.forbidden(format!(
             "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
         )));

@@ -107,7 +107,7 @@ impl Authenticator {
         let bound = &claims.kubernetes;
         let there = |shelf: &str, key: String, uid: &str| {
             self.cache.shelf(shelf).get(&key).is_some_and(|entry| {
-                entry.parse().str_at(&["metadata", "uid"]).is_some_and(|found| found == uid)
+                entry.tree().str_at(&["metadata", "uid"]).is_some_and(|found| found == uid)
             })
         };
         let inside = |r: &Reference| format!("{}/{}", bound.namespace, r.name);

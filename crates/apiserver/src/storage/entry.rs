@@ -15,6 +15,7 @@ pub(crate) struct Entry {
     /// Canonical JSON with `metadata.resourceVersion`.
     pub(crate) bytes: Bytes,
     labels: OnceLock<Arc<Value>>,
+    tree: OnceLock<Arc<Value>>,
 }
 
 impl Entry {
@@ -24,6 +25,7 @@ impl Entry {
             revision,
             bytes: splice_revision(stored, revision),
             labels: OnceLock::new(),
+            tree: OnceLock::new(),
         })
     }
 
@@ -39,13 +41,19 @@ impl Entry {
             value.set_at(&["metadata", "resourceVersion"], revision.to_string());
             value.to_bytes().into()
         });
-        Arc::new(Self { revision, bytes, labels: OnceLock::new() })
+        Arc::new(Self { revision, bytes, labels: OnceLock::new(), tree: OnceLock::new() })
     }
 
     /// The object as a tree, parsed anew. An object that does not parse, which nothing of ours
     /// writes, is `Null`.
     pub(crate) fn parse(&self) -> Value {
         api::codec::json::parse(&self.bytes).unwrap_or(Value::Null)
+    }
+
+    /// The object as a tree that is kept: for the few objects that every request of some kind asks (its namespace, its
+    /// account).
+    pub(crate) fn tree(&self) -> Arc<Value> {
+        Arc::clone(self.tree.get_or_init(|| Arc::new(self.parse())))
     }
 
     /// What selectors look at: parsed once per entry, and kept.

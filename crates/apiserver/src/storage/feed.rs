@@ -167,6 +167,11 @@ impl Newest {
                 if count == 0 {
                     return Ok(());
                 }
+                // Whoever has come in the meantime shares the question.
+                tokio::task::yield_now().await;
+                while let Ok(reader) = asked.try_recv() {
+                    waiting.push(reader);
+                }
                 // Asked after every one of the waiting came, so the answer is new enough for all.
                 let answer = etcd.revision().await.map_err(Arc::new);
                 for reader in waiting.drain(..) {
