@@ -473,6 +473,15 @@ fn refuse_conflicts(owners: &[Owner], taken: &Set) -> Result<()> {
     if list.is_empty() { Ok(()) } else { Err(ApiError::ApplyConflicts(list)) }
 }
 
+/// The fields a manager owns.
+pub fn owned_by(v: &Value, manager: &str) -> Set {
+    let own = read_owners(v).into_iter().filter(|o| o.manager == manager);
+    own.fold(Set::default(), |mut all, o| {
+        all.union(o.set);
+        all
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,13 +85,13 @@ impl Set {
         match path {
             [] => *self = Set::default(),
             [last] => {
-                self.below.remove(*last);
+                self.below.remove(last);
             }
             [first, rest @ ..] => {
-                if let Some(s) = self.below.get_mut(*first) {
+                if let Some(s) = self.below.get_mut(first) {
                     s.cut(rest);
                     if s.is_empty() {
-                        self.below.remove(*first);
+                        self.below.remove(first);
                     }
                 }
             }
@@ -103,10 +103,10 @@ impl Set {
         match path {
             [] => self.here = false,
             [first, rest @ ..] => {
-                if let Some(s) = self.below.get_mut(*first) {
+                if let Some(s) = self.below.get_mut(first) {
                     s.drop_path(rest);
                     if s.is_empty() {
-                        self.below.remove(*first);
+                        self.below.remove(first);
                     }
                 }
             }
